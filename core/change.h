@@ -1,0 +1,49 @@
+/*
+ * Changes: every alteration of the graph is a list of actions that happens as
+ * a whole or not at all. Adding an action prepares it and touches nothing that
+ * others see; change_apply() checks the graph as it would be (loops, frozen
+ * edges, permissions, file locks), drains what is affected, commits, resumes
+ * and cleans up. Any failure before the commit undoes all in reverse.
+ *
+ * Changes run in coroutines of the main loop, one at a time: change_new()
+ * waits for the previous one.
+ */
+#ifndef CORE_CHANGE_H
+#define CORE_CHANGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/edge.h"
+
+struct change;
+struct error;
+
+struct change_type {
+    const char *name;
+    int (*settle)(void *action, struct error *err);     /* optional: under the drain, may wait and fail */
+    void (*commit)(void *action);                       /* optional: cannot fail, must not wait */
+    void (*abort)(void *action);                        /* optional: in reverse order; may wait */
+    void (*clean)(void *action);                        /* optional: after either; may wait */
+};
+
+/* Waits until no other change is under way. Ends with change_apply() or change_abort(). */
+struct change *change_new(void);
+
+/* A zeroed action of size bytes at the end of the list; freed by the change after clean(). */
+void *change_add(struct change *change, const struct change_type *type, size_t size);
+
+/* edge is prepared by the caller (parent, name, role, want), has no child, and must outlive the change. */
+int change_attach(struct change *change, struct edge *edge, struct node *child, struct error *err);
+int change_replace(struct change *change, struct edge *edge, struct node *child, struct error *err);
+int change_detach(struct change *change, struct edge *edge, struct error *err);
+
+/* All or nothing; frees the change either way. */
+int change_apply(struct change *change, struct error *err);
+void change_abort(struct change *change);
+
+/* How long a drain may take before the change fails with -ETIMEDOUT; 30 s unless told. */
+extern uint64_t change_drain_limit_ns;
+
+#endif

@@ -1,0 +1,40 @@
+/*
+ * Stackful coroutines: straight-line code that waits. A coroutine is started
+ * on a loop and never leaves it, so thread-local values stay valid across a
+ * wait. Stacks (128 KiB and a guard page) are pooled per loop.
+ */
+#ifndef CORE_COROUTINE_H
+#define CORE_COROUTINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/ring.h"
+
+struct coroutine;
+struct loop;
+
+/* Runs entry(arg) in a new coroutine of the calling thread's loop, at once, until its first
+ * wait; then returns. Callable from inside another coroutine. */
+void coroutine_start(struct loop *loop, void (*entry)(void *arg), void *arg);
+
+/* The running coroutine, or NULL outside of one. */
+struct coroutine *coroutine_self(void);
+
+/* Waits until somebody calls coroutine_wake(). Only inside a coroutine. */
+void coroutine_yield(void);
+
+/* Lets co go on, in its own loop, in the next coroutine phase. From any thread; exactly one wake
+ * for each yield (a wake that comes before the yield is not lost on the same loop: see .c). */
+void coroutine_wake(struct coroutine *co);
+
+/* Waits; the only wake is the clock's. */
+void coroutine_sleep(uint64_t ns);
+
+/* Ring operations that wait for their result (see ring.h for results). Only inside a coroutine. */
+int coroutine_rw(bool write, int fd, const struct iovec *iov, unsigned count, uint64_t offset, int rw_flags);
+int coroutine_fsync(int fd, bool data_only);
+int coroutine_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
+int coroutine_call(int (*fn)(void *arg), void *arg);
+
+#endif

@@ -1,0 +1,75 @@
+/*
+ * The whole contract between core and a driver.
+ *
+ * A driver is one const struct of functions, all optional, in a file of its
+ * own, with its options in schema/drivers/<name>.json. Its symbol is
+ * <name>_driver with '-' as '_'; the generated driver_table[] refers to it.
+ *
+ * Who calls, where, and may it wait:
+ *   open, close, resize, create   main loop, in a coroutine; may wait. Children are attached before
+ *                                 open() and stay until after close().
+ *   local_open, local_close       main loop, in a coroutine; may wait.
+ *   permissions, window, inspect  main loop; must not wait.
+ *   map, after                    any loop, several at once; must not wait, allocate or lock.
+ *   slow                          any loop, several at once, in a coroutine of that loop; may wait.
+ * Who owns what:
+ *   node->state    state_size zeroed bytes, core's memory, the driver's content.
+ *   options        belong to core; valid from open() to close(). node->options is always what
+ *                  the node is: a driver that learns a value writes it there.
+ *   req            is the driver's from map() until it answers with anything but STEP_HELD, or
+ *                  calls request_resume().
+ *
+ * slow() has map()'s signature because it is map() that may wait: a driver is
+ * first written with slow() only, then given a map() for its common case.
+ * Core checks at the border: ranges lie inside the node (reads, writes and the
+ * rest; flush has none), only ops and flags that the driver declares arrive.
+ */
+#ifndef CORE_DRIVER_H
+#define CORE_DRIVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/edge.h"
+#include "core/error.h"
+#include "core/node.h"
+#include "core/options.h"
+#include "core/request.h"
+
+struct inspector;
+
+enum driver_kind { DRIVER_PROTOCOL, DRIVER_FORMAT, DRIVER_VIEW, DRIVER_FILTER, DRIVER_COMPOSITE };
+
+struct driver {
+    const char *name;
+    enum driver_kind kind;
+    uint32_t ops;                   /* REQ_BIT()s done natively; core emulates the rest (request_emulate.c) */
+    uint32_t request_flags;         /* REQ_* honoured on writing ops; core emulates FUA by a flush */
+    uint16_t state_size;            /* node->state, zeroed by core */
+    uint16_t scratch_size;          /* bytes per request; only if after() is there */
+    uint16_t local_size;            /* bytes per node and loop: node_local() */
+
+    /* options points at the driver's own struct, e.g. struct file_options. Sets node->size. */
+    int (*open)(struct node *node, const void *options, struct error *err);
+    void (*close)(struct node *node);
+    int (*local_open)(struct node *node, void *local, struct loop *loop, struct error *err);
+    void (*local_close)(struct node *node, void *local);
+    int (*resize)(struct node *node, uint64_t size, struct error *err);     /* must set node->size */
+    /* io: the defaults for kind and role on entry. Optional. */
+    void (*permissions)(const struct node *node, const struct edge *edge, struct permission *io);
+    /* What the whole node takes and shares has changed (file locks follow). With commit false it only
+     * tries: it may fail, and must leave what the old graph needs in force; then called once
+     * more with commit true, which gives up what is no longer needed and cannot fail. */
+    int (*claim)(struct node *node, const struct permission *total, bool commit, struct error *err);
+    void (*inspect)(const struct node *node, struct inspector *out);
+
+    enum step (*map)(struct node *node, struct request *req);
+    enum step (*slow)(struct node *node, struct request *req);
+    enum step (*after)(struct node *node, struct request *req, void *scratch);   /* answers DOWN or UP */
+};
+
+/* Generated: all drivers, indexed by enum node_driver. */
+extern const struct driver *const driver_table[];
+extern const unsigned driver_count;
+
+#endif

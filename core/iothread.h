@@ -1,0 +1,30 @@
+/*
+ * iothread objects: named I/O loops. "io0" is made when the first export that
+ * names none needs it.
+ */
+#ifndef CORE_IOTHREAD_H
+#define CORE_IOTHREAD_H
+
+#include "core/list.h"
+#include "core/loop.h"
+#include "core/object.h"
+
+struct error;
+struct iothread_options;
+
+struct iothread {
+    struct object object;       /* /objects/<id> */
+    struct list_link in_registry;
+    struct loop *loop;
+    unsigned users;             /* exports */
+    long thread_id;
+};
+
+extern struct list iothread_registry;
+
+int iothread_add(const char *id, const struct iothread_options *options, struct error *err);
+/* By id; NULL id gives io0. The caller counts itself in users. "Cannot find iothread 'x'" */
+struct iothread *iothread_get(const char *id, struct error *err);
+void iothread_stop_all(void);   /* no users left */
+
+#endif

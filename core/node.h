@@ -1,0 +1,97 @@
+/*
+ * Nodes: identity and state of one layer. Relations are edges, format state
+ * is in node->state, options are in node->options and always say what the
+ * node is. A node belongs to no thread.
+ */
+#ifndef CORE_NODE_H
+#define CORE_NODE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/edge.h"
+#include "core/list.h"
+#include "core/loop.h"
+#include "core/object.h"
+#include "core/permission.h"
+#include "core/request.h"
+
+struct change;
+struct driver;
+struct error;
+struct node_options;
+
+#define NODE_NAME_MAX 31
+
+enum node_flag {
+    NODE_READ_ONLY = 1,
+    NODE_CORRUPTED = 2,     /* writes are refused on every path */
+    NODE_IMPLICIT = 4       /* defined inside its parent's options: dies with it */
+};
+
+struct node {
+    enum step (*map)(struct node *node, struct request *req);   /* hot line: what the walk reads */
+    void *state;
+    struct edge *filtered;          /* the child with ROLE_FILTERED, or NULL */
+    struct edge **children;
+    uint32_t side_ops;              /* REQ_BIT()s that core looks at before map(): request_side.c */
+    uint32_t side_flags;            /* REQ_* likewise */
+    _Atomic uint64_t size;          /* bytes */
+    const struct driver *driver;
+
+    uint32_t flags;
+    uint16_t child_count, scratch_need;     /* bytes for frames from here down */
+    void **local;                   /* [loop->index], NULL if driver has no local_size */
+    char name[NODE_NAME_MAX + 1];
+    struct node_options *options;   /* owned; always what the node is */
+    struct list parents;            /* of struct edge, by in_child */
+    struct list_link in_registry;
+    struct permission total;        /* folded over parents */
+    uint32_t visit;                 /* mark of the last graph walk that came by */
+    struct object object;           /* /nodes/<name> */
+};
+
+/* Driver options of the node: the member of the union for its driver. */
+void *node_driver_options(const struct node *node);
+
+static inline void *node_local(const struct node *node, const struct loop *loop)
+{
+    return node->local[loop->index];
+}
+
+/* The first child with this role, or with this name, or NULL. */
+struct edge *node_child_by_role(const struct node *node, uint32_t role);
+struct edge *node_child_by_name(const struct node *node, const char *name);
+
+/* The registry. Main loop only. */
+struct node *node_find(const char *name);       /* NULL if there is none */
+extern struct list node_registry;               /* of struct node, by in_registry, in order of adding */
+
+/* Finds or fails with "Cannot find device='' nor node-name='...'", -ENODEV. */
+struct node *node_lookup(const char *name, struct error *err);
+
+/*
+ * Adds to change: a node made from options (copied), its inline children
+ * before it. Named at once, visible once the change is applied, gone if it is
+ * not. Runs drivers' open(): only in a main loop coroutine. *ret is valid in
+ * this change from now on. Errors: duplicate or malformed name, unknown child,
+ * what the driver's open() says; prefixed with nothing.
+ */
+int node_add(struct change *change, const struct node_options *options, struct node **ret, struct error *err);
+
+/* Adds to change: the node goes, with its inline children. -EBUSY "Node 'x' is in use ..." while
+ * it has parents (in the next graph). */
+int node_remove(struct change *change, struct node *node, struct error *err);
+
+/* Grows or shrinks; main loop coroutine. Needs PERM_RESIZE by nobody else refused. */
+int node_resize(struct node *node, uint64_t size, struct error *err);
+
+/* Something below changed the size by itself: tells parents. Main loop. */
+void node_size_changed(struct node *node, uint64_t size);
+
+/* The node is damaged: from now on writes fail on every path, one BLOCK_IMAGE_CORRUPTED event is
+ * sent. offset and size are UINT64_MAX and 0 if unknown. Any loop. */
+void node_corrupted(struct node *node, const char *message, uint64_t offset, uint64_t size);
+
+#endif
