@@ -73,4 +73,8 @@ void export_stop_all(void);
 /* The loop for the next client, round robin. */
 struct loop *export_next_loop(struct export *export);
 
+/* Generated: all export types, by enum export_type_name. */
+extern const struct export_type *const export_table[];
+extern const unsigned export_table_count;
+
 #endif

@@ -45,7 +45,8 @@ enum option_flag {
     OPTION_IS_SIZE = 2,         /* bytes: key=value accepts K, M, G, T suffixes */
     OPTION_SECRET = 4,          /* never shown */
     OPTION_ALLOW_NULL = 8,      /* node-ref: null is allowed */
-    OPTION_ELEMENT_DEFAULT = 16 /* default_value applies when absent */
+    OPTION_ELEMENT_DEFAULT = 16,/* the default applies when absent */
+    OPTION_ACCEPT_INTEGER = 32  /* string: JSON may give a number */
 };
 
 enum option_change { OPTION_CHANGE_NEVER, OPTION_CHANGE_DRAIN, OPTION_CHANGE_LIVE };

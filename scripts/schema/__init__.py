@@ -1,0 +1,1 @@
+"""Generates C, documentation and introspection from schema/. See ../schema_gen.py."""
