@@ -39,6 +39,9 @@ int change_attach(struct change *change, struct edge *edge, struct node *child, 
 int change_replace(struct change *change, struct edge *edge, struct node *child, struct error *err);
 int change_detach(struct change *change, struct edge *edge, struct error *err);
 
+/* Everybody who reaches node is drained while the change is applied. */
+void change_touch(struct change *change, struct node *node);
+
 /* All or nothing; frees the change either way. */
 int change_apply(struct change *change, struct error *err);
 void change_abort(struct change *change);

@@ -68,9 +68,6 @@ int consumer_attach(struct change *change, struct consumer *consumer, const char
 /* Adds to change: detach. Nothing happens if it is not attached. */
 void consumer_detach(struct change *change, struct consumer *consumer);
 
-/* A loop that this consumer will submit from: makes the nodes' local state. Main loop coroutine. */
-int consumer_use_loop(struct consumer *consumer, struct loop *loop, struct error *err);
-
 /*
  * A client's request enters. The caller has set op, flags, offset, length, iov,
  * iov_count, done, extents, scratch_size, buffer_index; done(req) runs on the
@@ -91,6 +88,11 @@ void consumer_enter(struct consumer *consumer);
 void consumer_leave(struct consumer *consumer);
 
 static inline uint64_t consumer_size(const struct consumer *consumer);
+
+/* The pause of a drain ends on this loop: drain.c only. */
+void consumer_resume_loop(struct consumer *consumer, struct loop *loop);
+
+extern const struct edge_parent_ops edge_parent_consumer;
 
 /* Bytes that consumer_submit() callers must have behind each struct request. */
 unsigned consumer_scratch(const struct consumer *consumer);

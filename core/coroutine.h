@@ -31,6 +31,10 @@ void coroutine_wake(struct coroutine *co);
 /* Waits; the only wake is the clock's. */
 void coroutine_sleep(uint64_t ns);
 
+/* A slot of the running coroutine for the epoch of its unit of work: consumer_enter(), consumer_leave(). */
+void coroutine_set_epoch(uint8_t epoch);
+uint8_t coroutine_epoch(void);
+
 /* Ring operations that wait for their result (see ring.h for results). Only inside a coroutine. */
 int coroutine_rw(bool write, int fd, const struct iovec *iov, unsigned count, uint64_t offset, int rw_flags);
 int coroutine_fsync(int fd, bool data_only);

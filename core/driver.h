@@ -8,8 +8,7 @@
  * Who calls, where, and may it wait:
  *   open, close, resize, create   main loop, in a coroutine; may wait. Children are attached before
  *                                 open() and stay until after close().
- *   local_open, local_close       main loop, in a coroutine; may wait.
- *   permissions, window, inspect  main loop; must not wait.
+ *   permissions, claim            main loop; must not wait.
  *   map, after                    any loop, several at once; must not wait, allocate or lock.
  *   slow                          any loop, several at once, in a coroutine of that loop; may wait.
  * Who owns what:
@@ -36,8 +35,6 @@
 #include "core/options.h"
 #include "core/request.h"
 
-struct inspector;
-
 enum driver_kind { DRIVER_PROTOCOL, DRIVER_FORMAT, DRIVER_VIEW, DRIVER_FILTER, DRIVER_COMPOSITE };
 
 struct driver {
@@ -47,22 +44,21 @@ struct driver {
     uint32_t request_flags;         /* REQ_* honoured on writing ops; core emulates FUA by a flush */
     uint16_t state_size;            /* node->state, zeroed by core */
     uint16_t scratch_size;          /* bytes per request; only if after() is there */
-    uint16_t local_size;            /* bytes per node and loop: node_local() */
 
     /* options points at the driver's own struct, e.g. struct file_options. Sets node->size. */
     int (*open)(struct node *node, const void *options, struct error *err);
     void (*close)(struct node *node);
-    int (*local_open)(struct node *node, void *local, struct loop *loop, struct error *err);
-    void (*local_close)(struct node *node, void *local);
-    int (*resize)(struct node *node, uint64_t size, struct error *err);     /* must set node->size */
+    /* Sets node->size; a layer above another uses edge_resize(). While drained. */
+    int (*resize)(struct node *node, uint64_t size, struct error *err);
+    /* The child behind edge has another size now: sets node->size if that follows. Optional; filters
+     * follow their filtered child by themselves. Main loop, must not wait. */
+    void (*child_resized)(struct node *node, struct edge *edge);
     /* io: the defaults for kind and role on entry. Optional. */
     void (*permissions)(const struct node *node, const struct edge *edge, struct permission *io);
     /* What the whole node takes and shares has changed (file locks follow). With commit false it only
      * tries: it may fail, and must leave what the old graph needs in force; then called once
      * more with commit true, which gives up what is no longer needed and cannot fail. */
     int (*claim)(struct node *node, const struct permission *total, bool commit, struct error *err);
-    void (*inspect)(const struct node *node, struct inspector *out);
-
     enum step (*map)(struct node *node, struct request *req);
     enum step (*slow)(struct node *node, struct request *req);
     enum step (*after)(struct node *node, struct request *req, void *scratch);   /* answers DOWN or UP */

@@ -16,6 +16,7 @@
 
 struct consumer;
 struct edge;
+struct error;
 struct node;
 
 enum edge_role { ROLE_DATA = 1, ROLE_METADATA = 2, ROLE_FILTERED = 4, ROLE_BACKING = 8, ROLE_PRIMARY = 16 };
@@ -61,6 +62,8 @@ int edge_writev(struct edge *edge, uint64_t offset, const struct iovec *iov, uns
 int edge_flush(struct edge *edge);
 int edge_discard(struct edge *edge, uint64_t offset, uint64_t length);
 int edge_write_zeroes(struct edge *edge, uint64_t offset, uint64_t length, uint32_t flags);
+/* Resizes the child, from a driver's resize(). */
+int edge_resize(struct edge *edge, uint64_t size, struct error *err);
 int edge_status(struct edge *edge, uint64_t offset, uint64_t length, struct extent_list *extents);
 
 #endif

@@ -6,13 +6,12 @@
 #ifndef CORE_GRACE_H
 #define CORE_GRACE_H
 
-#include <stdint.h>
-
-struct loop;
+#include "core/loop.h"
 
 struct grace_call {
-    struct grace_call *next;
     void (*run)(struct grace_call *call);   /* on the main loop */
+    struct grace_call *next;
+    struct loop_message message;
 };
 
 /* From any thread. */
@@ -20,6 +19,9 @@ void grace_call(struct grace_call *call);
 
 /* Waits for a grace period; main loop coroutine. */
 void grace_wait(void);
+
+/* The loop's thread has ended: it will not answer any more. Main loop. */
+void grace_forget_loop(struct loop *loop);
 
 /* On loop, when the last unit of its old epoch ended: request.c and consumer.c only. */
 void grace_epoch_empty(struct loop *loop);

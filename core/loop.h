@@ -64,6 +64,7 @@ struct poller {
     struct loop *loop;
     int fd;
     bool armed;                                 /* op is in the ring */
+    uint8_t empty;                              /* turns in a row without work */
     bool (*poll)(struct poller *poller);
     void (*removed)(struct poller *poller);     /* set while poller_remove() waits for op */
     struct ring_op op;
@@ -76,8 +77,10 @@ struct loop_polling {
     uint64_t window_ns;         /* now: at most max_ns */
     uint64_t spin_started_ns;   /* 0 = not spinning */
     unsigned misses;            /* spins in a row that caught nothing */
-    long preemptions;           /* involuntary switches seen so far: cores are short */
-    _Atomic uint64_t spun_ns, hits, sleeps;
+    long preemptions;           /* involuntary switches at the last look: many mean that cores are short */
+    uint64_t look_ns;           /* spun time at the last look */
+    uint64_t penalty_until_ns;  /* no spinning before */
+    _Atomic uint64_t spun_ns, hits, sleeps;     /* statistics; written by the loop, read by queries */
 };
 
 struct loop {
@@ -102,6 +105,7 @@ struct loop {
     _Atomic bool stop;
     struct loop_polling polling;
     pthread_t thread;
+    struct event *alarm;            /* next timer, for the sleep in libevent */
     void *grace;                    /* grace.c */
     char name[32];                  /* "main", "io0", or the iothread's id */
 };

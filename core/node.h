@@ -35,37 +35,36 @@ struct node {
     void *state;
     struct edge *filtered;          /* the child with ROLE_FILTERED, or NULL */
     struct edge **children;
-    uint32_t side_ops;              /* REQ_BIT()s that core looks at before map(): request_side.c */
-    uint32_t side_flags;            /* REQ_* likewise */
+    _Atomic uint32_t side_ops;      /* REQ_BIT()s that core looks at before map(): request_side.c */
+    _Atomic uint32_t side_flags;    /* REQ_* likewise */
     _Atomic uint64_t size;          /* bytes */
     const struct driver *driver;
 
-    uint32_t flags;
+    _Atomic uint32_t flags;         /* NODE_* */
     uint16_t child_count, scratch_need;     /* bytes for frames from here down */
-    void **local;                   /* [loop->index], NULL if driver has no local_size */
     char name[NODE_NAME_MAX + 1];
     struct node_options *options;   /* owned; always what the node is */
     struct list parents;            /* of struct edge, by in_child */
     struct list_link in_registry;
     struct permission total;        /* folded over parents */
-    uint32_t visit;                 /* mark of the last graph walk that came by */
+    struct node_next {              /* the same in the graph as it would be: change.c only */
+        struct permission total;
+        uint32_t visit, scratch;
+        bool claimed;
+    } next;
     struct object object;           /* /nodes/<name> */
 };
 
 /* Driver options of the node: the member of the union for its driver. */
 void *node_driver_options(const struct node *node);
 
-static inline void *node_local(const struct node *node, const struct loop *loop)
-{
-    return node->local[loop->index];
-}
-
 /* The first child with this role, or with this name, or NULL. */
 struct edge *node_child_by_role(const struct node *node, uint32_t role);
 struct edge *node_child_by_name(const struct node *node, const char *name);
 
-/* The registry. Main loop only. */
-struct node *node_find(const char *name);       /* NULL if there is none */
+/* The registry. Main loop only. node_find() also sees nodes of a change that is not applied yet;
+ * the list does not. NULL if there is none. */
+struct node *node_find(const char *name);
 extern struct list node_registry;               /* of struct node, by in_registry, in order of adding */
 
 /* Finds or fails with "Cannot find device='' nor node-name='...'", -ENODEV. */
@@ -84,7 +83,8 @@ int node_add(struct change *change, const struct node_options *options, struct n
  * it has parents (in the next graph). */
 int node_remove(struct change *change, struct node *node, struct error *err);
 
-/* Grows or shrinks; main loop coroutine. Needs PERM_RESIZE by nobody else refused. */
+/* Grows or shrinks to size bytes: a change of its own, with a drain. Main loop coroutine. Refused
+ * by name: read-only nodes, users that do not share PERM_RESIZE, drivers without resize. */
 int node_resize(struct node *node, uint64_t size, struct error *err);
 
 /* Something below changed the size by itself: tells parents. Main loop. */

@@ -113,6 +113,13 @@ struct option_type {
     bool wrapped;                       /* x-wrapped */
 };
 
+/* Bytes that a value takes in a struct, or as an element of an array. */
+size_t option_value_size(const struct option_value_type *type);
+
+/* Whether the field's value is there: for a has_x, if that is set; for pointers, if not NULL;
+ * for arrays, if not empty; otherwise yes. options: the struct that the field is a member of. */
+bool option_field_present(const struct option_field *field, const void *options);
+
 /* options.c. copy gives a new struct (free it by option_free()); NULL stays NULL. */
 void *option_copy(const struct option_type *type, const void *options);
 void option_free(const struct option_type *type, void *options);
@@ -120,7 +127,8 @@ void option_free(const struct option_type *type, void *options);
 void option_clear(const struct option_type *type, void *options);
 bool option_equal(const struct option_type *type, const void *a, const void *b);
 
-/* The branch struct and its type of a union's value; *ret_type may be NULL. */
+/* The branch struct of a union's value and its type; NULL if that branch has no members, or if type
+ * is no union. ret_type may be NULL. */
 void *option_branch_of(const struct option_type *type, const void *options, const struct option_type **ret_type);
 
 struct node_ref *node_ref_copy(const struct node_ref *ref);

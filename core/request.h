@@ -94,17 +94,18 @@ struct request {
     uint64_t total;                 /* length at submit, for statistics */
     uint16_t scratch_used, scratch_size;    /* bytes of frames */
     uint8_t stat_op;                /* op at submit, for statistics */
-    uint8_t spare[11];
+    enum step (*slow)(struct node *node, struct request *req);  /* for STEP_SLOW; NULL: the driver's */
 
     unsigned char scratch[] __attribute__((aligned(16)));   /* frames grow upward */
 };
 
 _Static_assert(sizeof(struct request) == 128, "two cache lines");
 
-/* Sits in req->scratch below the driver's own scratch_size bytes. */
+/* Sits in req->scratch right above the driver's own scratch_size bytes, so that the top frame is
+ * found from scratch_used. */
 struct frame {
     struct node *node;
-    uint32_t size, phase;       /* bytes with header; phase belongs to core */
+    uint64_t size;              /* bytes, driver's and header */
 };
 
 /* Frame bytes for a driver's scratch_size. */

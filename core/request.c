@@ -1,0 +1,122 @@
+/*
+ * The walk: how a request goes down through the layers and comes back up.
+ * Runs on the request's own loop, for every request of every client.
+ */
+#include "core/request.h"
+
+#include <assert.h>
+#include <errno.h>
+
+#include "core/consumer.h"
+#include "core/coroutine.h"
+#include "core/drain_loop.h"
+#include "core/driver.h"
+#include "core/grace.h"
+#include "core/loop.h"
+#include "core/memory.h"
+#include "core/request_side.h"
+
+int extent_add(struct extent_list *list, uint64_t length, uint32_t flags)
+{
+    if (list->count && list->extents[list->count - 1].flags == flags) {
+        list->extents[list->count - 1].length += length;
+        return true;
+    }
+    if (list->count == list->limit)
+        return false;
+    list->extents[list->count++] = (struct extent){.length = length, .flags = flags};
+    return true;
+}
+
+void *request_frame(struct request *req, struct node *node)
+{
+    unsigned char *scratch = req->scratch + req->scratch_used;
+    size_t size = FRAME_SIZE(node->driver->scratch_size);
+    struct frame *frame = (struct frame *)(void *)(scratch + size) - 1;
+
+    assert(req->scratch_used + size <= req->scratch_size);
+    req->scratch_used = (uint16_t)(req->scratch_used + size);
+    frame->node = node;
+    frame->size = size;
+    return scratch;
+}
+
+static enum step request_after(struct request *req)
+{
+    struct frame *frame = (struct frame *)(void *)(req->scratch + req->scratch_used) - 1;
+    struct node *node = frame->node;
+    uint64_t size = frame->size;
+    enum step step = node->driver->after(node, req, req->scratch + req->scratch_used - size);
+
+    if (step == STEP_UP)
+        req->scratch_used = (uint16_t)(req->scratch_used - size);
+    return step;
+}
+
+static void request_slow_entry(void *arg)
+{
+    struct request *req = arg;
+    struct node *node = req->edge->child;
+    enum step (*slow)(struct node *, struct request *) = req->slow ? req->slow : node->driver->slow;
+
+    req->slow = NULL;
+    request_walk(req, slow(node, req));
+}
+
+static void request_finish(struct request *req)
+{
+    struct consumer *consumer = req->consumer;
+
+    if (consumer) {
+        struct loop *loop = req->loop;
+        struct consumer_loop *local = &consumer->loops[loop->index];
+        unsigned op = req->stat_op;
+
+        if (likely(req->result >= 0)) {
+            local->stats.count[op]++;
+            local->stats.bytes[op] += req->total;
+            local->stats.time_ns[op] += loop->now_ns - req->started_ns;
+        } else {
+            local->stats.failed[op]++;
+        }
+        loop_unit_end(loop, req->epoch);
+        if (--local->inflight == 0 && unlikely(local->drain != NULL))
+            drain_loop_quiet(local);
+    }
+    req->done(req);
+}
+
+void request_walk(struct request *req, enum step step)
+{
+    for (;;) {
+        switch (step) {
+        case STEP_DOWN: {
+            struct node *node = req->edge->child;
+
+            if (unlikely((atomic_load_explicit(&node->side_ops, memory_order_relaxed) & REQ_BIT(req->op)) |
+                         (atomic_load_explicit(&node->side_flags, memory_order_relaxed) & req->flags)))
+                step = request_side(req, node);
+            else
+                step = node->map(node, req);
+            break;
+        }
+        case STEP_UP:
+            if (likely(req->scratch_used == 0)) {
+                request_finish(req);
+                return;
+            }
+            step = request_after(req);
+            break;
+        case STEP_SLOW:
+            coroutine_start(req->loop, request_slow_entry, req);
+            return;
+        case STEP_HELD:
+            return;
+        }
+    }
+}
+
+void request_resume(struct request *req, enum step step)
+{
+    request_walk(req, step);
+}
