@@ -111,7 +111,8 @@ static void write_double(struct json_writer *writer, double number)
         return;
     }
     for (int digits = 15; digits <= 17; digits++) {
-        snprintf(out, sizeof(out), "%.*g", digits, number);
+        /* Adding 0 takes the sign off -0: an integer that is read back has none. */
+        snprintf(out, sizeof(out), "%.*g", digits, number + 0.0);
         if (strtod(out, NULL) == number)
             break;
     }

@@ -1,0 +1,24 @@
+/*
+ * What single commands and transactions share: each function checks its
+ * arguments and adds one action to a change. 0 or a negative errno.
+ */
+#ifndef QMP_CMD_GRAPH_H
+#define QMP_CMD_GRAPH_H
+
+struct block_export_del_args;
+struct change;
+struct error;
+struct export_options;
+struct node_options;
+
+/* Applies change if result is 0, else undoes it; returns what came out in the end. */
+int change_finish(struct change *change, int result, struct error *err);
+
+/* What can be said before anything is done. */
+int graph_check_blockdev_add(const struct node_options *options, struct error *err);
+
+int graph_blockdev_add(struct change *change, const struct node_options *options, struct error *err);
+int graph_blockdev_del(struct change *change, const char *node_name, struct error *err);
+int graph_export_del(struct change *change, const struct block_export_del_args *args, struct error *err);
+
+#endif

@@ -1,0 +1,54 @@
+/*
+ * The transaction command: its actions are one change, which happens as a
+ * whole or not at all.
+ */
+#include <errno.h>
+
+#include "core/change.h"
+#include "core/error.h"
+#include "core/export.h"
+#include "generated/commands.h"
+#include "generated/options.h"
+#include "qmp/cmd_graph.h"
+
+static int transaction_check(const struct transaction_action *action, struct error *err)
+{
+    if (action->type == TRANSACTION_ACTION_TYPE_BLOCKDEV_ADD)
+        return graph_check_blockdev_add(&action->u.blockdev_add, err);
+    return 0;
+}
+
+static int transaction_add(struct change *change, const struct transaction_action *action, struct error *err)
+{
+    switch (action->type) {
+    case TRANSACTION_ACTION_TYPE_ABORT:
+        return error_set(err, -ECANCELED, "Transaction aborted using Abort action");
+    case TRANSACTION_ACTION_TYPE_BLOCK_EXPORT_ADD:
+        return export_add(change, &action->u.block_export_add, err);
+    case TRANSACTION_ACTION_TYPE_BLOCK_EXPORT_DEL:
+        return graph_export_del(change, &action->u.block_export_del, err);
+    case TRANSACTION_ACTION_TYPE_BLOCKDEV_ADD:
+        return graph_blockdev_add(change, &action->u.blockdev_add, err);
+    case TRANSACTION_ACTION_TYPE_BLOCKDEV_DEL:
+        return graph_blockdev_del(change, action->u.blockdev_del.node_name, err);
+    }
+    return error_set(err, -EINVAL, "Unknown transaction action");
+}
+
+int qmp_transaction(struct qmp_client *client, const struct transaction_args *args, struct json_object **ret,
+                    struct error *err)
+{
+    int result = 0;
+
+    (void)client;
+    (void)ret;
+    for (size_t i = 0; i < args->actions.count && !result; i++)
+        result = transaction_check(args->actions.items[i], err);
+    if (result)
+        return result;
+    struct change *change = change_new();
+
+    for (size_t i = 0; i < args->actions.count && !result; i++)
+        result = transaction_add(change, args->actions.items[i], err);
+    return change_finish(change, result, err);
+}

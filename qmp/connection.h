@@ -1,0 +1,33 @@
+/*
+ * One QMP client: its input, the queue of its requests, its output.
+ *
+ * Requests are run in order by a coroutine that lives while there are any, so
+ * that a command that waits holds up neither I/O nor other clients. While
+ * QMP_QUEUE_MAX requests wait, nothing more is read. A client that does not
+ * take its answers is cut off. Main loop only.
+ */
+#ifndef QMP_CONNECTION_H
+#define QMP_CONNECTION_H
+
+#include <stdbool.h>
+
+struct error;
+struct json_object;
+
+#define QMP_QUEUE_MAX 8u
+#define QMP_OUTPUT_MAX (32u << 20)      /* bytes that a client may leave unread */
+
+/* Takes both fds (they may be the same one, or anything that can be read and written) and greets. */
+int qmp_connection_start(int in, int out, bool pretty, struct error *err);
+
+/* Sends event to all clients that have negotiated. */
+void qmp_connection_broadcast(struct json_object *event);
+
+/* From now on no command is begun; those that run go on to their end. */
+void qmp_connection_stop_commands(void);
+
+/* Waits for commands that run (in a main loop coroutine; elsewhere they are left alone), gives
+ * clients a second to take their answers, and closes all. */
+void qmp_connection_close_all(void);
+
+#endif
