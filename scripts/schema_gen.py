@@ -14,7 +14,7 @@ sys.dont_write_bytecode = True
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
-from schema import c_tables, c_types, load, model  # noqa: E402
+from schema import c_tables, c_types, introspect, load, model  # noqa: E402
 
 OUTPUTS = {
     "options.h": c_types.options_h,
@@ -22,6 +22,8 @@ OUTPUTS = {
     "commands.h": c_types.commands_h,
     "commands.c": c_types.commands_c,
     "driver_table.c": c_types.driver_table_c,
+    "introspect.h": introspect.introspect_h,
+    "introspect.c": introspect.introspect_c,
 }
 
 
