@@ -19,6 +19,7 @@
 
 struct change;
 struct error;
+struct node;
 
 struct change_type {
     const char *name;

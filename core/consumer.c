@@ -118,7 +118,9 @@ static void consumer_begin(struct consumer *consumer, struct consumer_loop *loca
     local->inflight++;
     req->epoch = loop_unit_begin(loop);
     req->edge = &consumer->edge;
-    if (unlikely(req->op != REQ_FLUSH && (req->offset > size || req->length > size - req->offset)))
+    if (unlikely(!consumer->edge.child))
+        request_walk(req, request_up(req, -ESHUTDOWN));
+    else if (unlikely(req->op != REQ_FLUSH && (req->offset > size || req->length > size - req->offset)))
         request_walk(req, request_up(req, -EIO));
     else
         request_walk(req, STEP_DOWN);

@@ -74,7 +74,8 @@ void consumer_detach(struct change *change, struct consumer *consumer);
  * same loop, perhaps before this returns. While the consumer is paused the
  * request is parked: stop taking work when consumer_paused().
  * Range and op are the caller's to check against consumer_size() and
- * permissions; what lies outside ends with -EIO.
+ * permissions; what lies outside ends with -EIO, and all with -ESHUTDOWN once
+ * the consumer is detached.
  */
 void consumer_submit(struct consumer *consumer, struct request *req);
 
@@ -87,6 +88,7 @@ static inline bool consumer_paused(const struct consumer *consumer, const struct
 void consumer_enter(struct consumer *consumer);
 void consumer_leave(struct consumer *consumer);
 
+/* Bytes of what it is attached to; 0 when it is not attached. Any loop. */
 static inline uint64_t consumer_size(const struct consumer *consumer);
 
 /* The pause of a drain ends on this loop: drain.c only. */
@@ -106,7 +108,9 @@ extern struct list consumer_registry;   /* of struct consumer, by in_registry; m
 
 static inline uint64_t consumer_size(const struct consumer *consumer)
 {
-    return atomic_load_explicit(&consumer->edge.child->size, memory_order_acquire);
+    const struct node *node = consumer->edge.child;
+
+    return node ? atomic_load_explicit(&node->size, memory_order_acquire) : 0;
 }
 
 #endif

@@ -7,7 +7,8 @@
  *
  * Who calls, where, and may it wait:
  *   open, close, resize, create   main loop, in a coroutine; may wait. Children are attached before
- *                                 open() and stay until after close().
+ *                                 open(); at close() they are gone, so that it does no I/O: core has
+ *                                 flushed the node before.
  *   permissions, claim            main loop; must not wait.
  *   map, after                    any loop, several at once; must not wait, allocate or lock.
  *   slow                          any loop, several at once, in a coroutine of that loop; may wait.

@@ -12,6 +12,9 @@
 struct error;
 struct iothread_options;
 
+/* How long an idle I/O loop looks for work, unless told: somewhat more than it costs to wake it. */
+#define IOTHREAD_POLL_MAX_NS 50000u
+
 struct iothread {
     struct object object;       /* /objects/<id> */
     struct list_link in_registry;

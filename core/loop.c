@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <event2/event.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -257,10 +258,18 @@ void loop_run(struct loop *loop)
     }
 }
 
+struct loop_start {
+    struct loop *loop;
+    sem_t running;
+};
+
 static void *loop_thread_main(void *arg)
 {
-    struct loop *loop = arg;
+    struct loop_start *start = arg;
+    struct loop *loop = start->loop;
 
+    loop->thread_id = gettid();
+    sem_post(&start->running);
     pthread_setname_np(pthread_self(), loop->name);
     loop_run(loop);
     return NULL;
@@ -268,13 +277,18 @@ static void *loop_thread_main(void *arg)
 
 int loop_start_thread(struct loop *loop, struct error *err)
 {
+    struct loop_start start = {.loop = loop};
     sigset_t all, old;
 
+    sem_init(&start.running, 0, 0);
     /* Signals are the main loop's. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    int result = pthread_create(&loop->thread, NULL, loop_thread_main, loop);
+    int result = pthread_create(&loop->thread, NULL, loop_thread_main, &start);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
+    while (result == 0 && sem_wait(&start.running) < 0 && errno == EINTR)
+        continue;
+    sem_destroy(&start.running);
     return result ? error_set(err, -result, "Cannot start thread '%s': %s", loop->name, strerror(result)) : 0;
 }
 

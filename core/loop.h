@@ -105,6 +105,7 @@ struct loop {
     _Atomic bool stop;
     struct loop_polling polling;
     pthread_t thread;
+    long thread_id;                 /* the system's; 0 before the thread runs */
     struct event *alarm;            /* next timer, for the sleep in libevent */
     void *grace;                    /* grace.c */
     char name[32];                  /* "main", "io0", or the iothread's id */

@@ -27,7 +27,8 @@ struct node_options;
 enum node_flag {
     NODE_READ_ONLY = 1,
     NODE_CORRUPTED = 2,     /* writes are refused on every path */
-    NODE_IMPLICIT = 4       /* defined inside its parent's options: dies with it */
+    NODE_IMPLICIT = 4,      /* defined inside its parent's options: dies with it */
+    NODE_REMOVED = 8        /* out of the graph, about to be freed */
 };
 
 struct node {
@@ -49,8 +50,9 @@ struct node {
     struct permission total;        /* folded over parents */
     struct node_next {              /* the same in the graph as it would be: change.c only */
         struct permission total;
-        uint32_t visit, scratch;
-        bool claimed;
+        uint32_t scratch;
+        uint8_t order;
+        bool claimed, affected;
     } next;
     struct object object;           /* /nodes/<name> */
 };
@@ -66,6 +68,7 @@ struct edge *node_child_by_name(const struct node *node, const char *name);
  * the list does not. NULL if there is none. */
 struct node *node_find(const char *name);
 extern struct list node_registry;               /* of struct node, by in_registry, in order of adding */
+extern struct list node_pending;                /* the same, of the change under way */
 
 /* Finds or fails with "Cannot find device='' nor node-name='...'", -ENODEV. */
 struct node *node_lookup(const char *name, struct error *err);

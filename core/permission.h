@@ -23,4 +23,12 @@ struct permission {
 /* "consistent-read", "write", "write-unchanged", "resize": the i-th bit, i in 0..3. */
 const char *permission_name(unsigned bit);
 
+struct edge;
+struct node;
+
+/* What parent takes and shares on one of its edges, by role, if its driver says nothing else. total:
+ * what parent's own parents take and share together. */
+struct permission permission_default(const struct node *parent, const struct edge *edge,
+                                     const struct permission *total);
+
 #endif

@@ -1,0 +1,216 @@
+/*
+ * Changes: see change.h. Every action is prepared when it is added; what
+ * remains to fail is checked here against the graph as it would be.
+ */
+#include "core/change.h"
+
+#include <errno.h>
+
+#include "core/change_list.h"
+#include "core/colock.h"
+#include "core/drain.h"
+#include "core/error.h"
+#include "core/memory.h"
+#include "core/node.h"
+
+struct change_action {
+    struct list_link link;
+    const struct change_type *type;
+    unsigned char data[] __attribute__((aligned(16)));
+};
+
+uint64_t change_drain_limit_ns = 30000000000u;
+
+/* One change at a time. Set up at the first use: changes run in the main loop only. */
+static struct comutex change_mutex;
+static bool change_mutex_ready;
+
+struct change *change_new(void)
+{
+    if (!change_mutex_ready) {
+        comutex_init(&change_mutex);
+        change_mutex_ready = true;
+    }
+    comutex_lock(&change_mutex);
+    struct change *change = memory_new(struct change);
+
+    list_init(&change->actions);
+    list_init(&change->edges);
+    return change;
+}
+
+void *change_add(struct change *change, const struct change_type *type, size_t size)
+{
+    struct change_action *action = memory_zero(sizeof(*action) + size);
+
+    action->type = type;
+    list_append(&change->actions, &action->link);
+    return action->data;
+}
+
+void change_touch(struct change *change, struct node *node)
+{
+    change->touched = memory_grow(change->touched, change->touched_count + 1, sizeof(*change->touched));
+    change->touched[change->touched_count++] = node;
+}
+
+static int change_edge_to(struct change *change, struct edge *edge, struct node *child, struct error *err)
+{
+    struct change_edge *changed;
+
+    if (edge->frozen_by)
+        return error_set(err, -EBUSY, "Cannot change '%s' link of %s '%s': it is frozen by job '%s'", edge->name,
+                         edge->parent.ops->kind, edge->parent.ops->name(edge), edge->frozen_by);
+    edge->next_child = child;
+    list_for_each(changed, &change->edges, link) {
+        if (changed->edge == edge)
+            return 0;
+    }
+    changed = memory_new(struct change_edge);
+    changed->edge = edge;
+    list_append(&change->edges, &changed->link);
+    return 0;
+}
+
+int change_attach(struct change *change, struct edge *edge, struct node *child, struct error *err)
+{
+    list_link_init(&edge->in_child);
+    return change_edge_to(change, edge, child, err);
+}
+
+int change_replace(struct change *change, struct edge *edge, struct node *child, struct error *err)
+{
+    return change_edge_to(change, edge, child, err);
+}
+
+int change_detach(struct change *change, struct edge *edge, struct error *err)
+{
+    return change_edge_to(change, edge, NULL, err);
+}
+
+static void change_free(struct change *change)
+{
+    struct change_action *action, *after;
+    struct change_edge *changed, *after_edge;
+
+    list_for_each_safe(action, after, &change->actions, link) {
+        list_remove(&action->link);
+        if (action->type->clean)
+            action->type->clean(action->data);
+        free(action);
+    }
+    list_for_each_safe(changed, after_edge, &change->edges, link) {
+        list_remove(&changed->link);
+        free(changed);
+    }
+    free(change->touched);
+    free(change->order);
+    free(change);
+    comutex_unlock(&change_mutex);
+}
+
+void change_abort(struct change *change)
+{
+    struct change_edge *changed;
+
+    for (struct list_link *link = change->actions.head.previous; link != &change->actions.head;
+         link = link->previous) {
+        struct change_action *action = container_of(link, struct change_action, link);
+
+        if (action->type->abort)
+            action->type->abort(action->data);
+    }
+    /* Edges of nodes that abort() freed are not here any more: see node_add(). */
+    list_for_each(changed, &change->edges, link) {
+        if (changed->edge)
+            changed->edge->next_child = changed->edge->child;
+    }
+    change_free(change);
+}
+
+void change_forget_edge(struct change *change, struct edge *edge)
+{
+    struct change_edge *changed;
+
+    list_for_each(changed, &change->edges, link) {
+        if (changed->edge == edge)
+            changed->edge = NULL;
+    }
+}
+
+static int change_check(struct change *change, struct error *err)
+{
+    int result = change_order(change, err);
+
+    if (result == 0)
+        result = change_permissions(change, err);
+    if (result == 0)
+        result = change_scratch(change, err);
+    if (result == 0) {
+        result = change_claim(change, err);
+        if (result < 0)
+            change_unclaim(change);
+    }
+    return result;
+}
+
+static int change_settle(struct change *change, struct error *err)
+{
+    struct change_action *action;
+
+    list_for_each(action, &change->actions, link) {
+        int result = action->type->settle ? action->type->settle(action->data, err) : 0;
+
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static void change_commit(struct change *change)
+{
+    struct change_edge *changed;
+    struct change_action *action;
+
+    list_for_each(changed, &change->edges, link) {
+        struct edge *edge = changed->edge;
+
+        list_remove(&edge->in_child);
+        edge->child = edge->next_child;
+        if (edge->child)
+            list_append(&edge->child->parents, &edge->in_child);
+    }
+    change_commit_graph(change);
+    list_for_each(action, &change->actions, link) {
+        if (action->type->commit)
+            action->type->commit(action->data);
+    }
+}
+
+int change_apply(struct change *change, struct error *err)
+{
+    struct drain *drain = NULL;
+    AUTO_FREE struct consumer **consumers = NULL;
+    int result = change_check(change, err);
+
+    if (result < 0) {
+        change_abort(change);
+        return result;
+    }
+    unsigned count = change_affected(change, &consumers);
+
+    result = drain_begin(&drain, consumers, count, change_drain_limit_ns, err);
+    if (result == 0)
+        result = change_settle(change, err);
+    if (result == 0)
+        change_commit(change);
+    else
+        change_unclaim(change);
+    if (drain)
+        drain_end(drain);
+    if (result < 0)
+        change_abort(change);
+    else
+        change_free(change);
+    return result;
+}

@@ -1,0 +1,345 @@
+/*
+ * Checks of the graph as a change would make it: order, permissions, claims
+ * of drivers, frame bytes; and who is affected. All nodes are looked at: a
+ * change is rare, a graph has hundreds of nodes, and a rule without special
+ * cases is easier to trust.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/change_list.h"
+#include "core/consumer.h"
+#include "core/driver.h"
+#include "core/memory.h"
+#include "core/node.h"
+
+int change_each_parent(const struct change *change, const struct node *node,
+                       int (*visit)(struct edge *edge, void *arg), void *arg)
+{
+    struct change_edge *changed;
+    struct edge *edge;
+    int result = 0;
+
+    list_for_each(edge, &node->parents, in_child) {
+        if (edge->next_child == node && (result = visit(edge, arg)) != 0)
+            return result;
+    }
+    list_for_each(changed, &change->edges, link) {
+        edge = changed->edge;
+        if (edge->next_child != node)
+            continue;
+        /* Those already in parents were seen. */
+        bool seen = list_is_linked(&edge->in_child) && edge->child == node;
+
+        if (!seen && (result = visit(edge, arg)) != 0)
+            return result;
+    }
+    return 0;
+}
+
+/* Order: depth first with an explicit stack, since chains may be long and coroutine stacks are not. */
+
+enum { ORDER_NEW, ORDER_OPEN, ORDER_DONE };
+
+struct order_frame {
+    struct node *node;
+    unsigned next;
+};
+
+struct order_walk {
+    struct change *change;
+    struct order_frame *stack;
+    unsigned depth, room;
+};
+
+static void order_push(struct order_walk *walk, struct node *node)
+{
+    if (walk->depth == walk->room) {
+        walk->room = walk->room ? 2 * walk->room : 64;
+        walk->stack = memory_grow(walk->stack, walk->room, sizeof(*walk->stack));
+    }
+    node->next.order = ORDER_OPEN;
+    walk->stack[walk->depth++] = (struct order_frame){.node = node};
+}
+
+static void order_emit(struct change *change, struct node *node)
+{
+    if (change->order_count == change->order_room) {
+        change->order_room = change->order_room ? 2 * change->order_room : 64;
+        change->order = memory_grow(change->order, change->order_room, sizeof(*change->order));
+    }
+    node->next.order = ORDER_DONE;
+    change->order[change->order_count++] = node;
+}
+
+static int order_from(struct order_walk *walk, struct node *root, struct error *err)
+{
+    order_push(walk, root);
+    while (walk->depth) {
+        struct order_frame *frame = &walk->stack[walk->depth - 1];
+
+        if (frame->next == frame->node->child_count) {
+            order_emit(walk->change, frame->node);
+            walk->depth--;
+            continue;
+        }
+        struct edge *edge = frame->node->children[frame->next++];
+        struct node *child = edge->next_child;
+
+        if (!child || child->next.order == ORDER_DONE)
+            continue;
+        if (child->next.order == ORDER_OPEN)
+            return error_set(err, -ELOOP, "Making node '%s' the '%s' child of node '%s' would form a loop",
+                             child->name, edge->name, frame->node->name);
+        order_push(walk, child);
+    }
+    return 0;
+}
+
+int change_order(struct change *change, struct error *err)
+{
+    struct order_walk walk = {.change = change};
+    struct list *const lists[] = {&node_registry, &node_pending};
+    struct node *node;
+    int result = 0;
+
+    for (unsigned i = 0; i < array_size(lists); i++) {
+        list_for_each(node, lists[i], in_registry)
+            node->next.order = ORDER_NEW;
+    }
+    for (unsigned i = 0; i < array_size(lists); i++) {
+        list_for_each(node, lists[i], in_registry) {
+            if (result == 0 && node->next.order == ORDER_NEW)
+                result = order_from(&walk, node, err);
+        }
+    }
+    free(walk.stack);
+    /* Depth first emits children before parents. */
+    for (unsigned a = 0, b = change->order_count; a + 1 < b; a++) {
+        struct node *swap = change->order[a];
+
+        change->order[a] = change->order[--b];
+        change->order[b] = swap;
+    }
+    return result;
+}
+
+/* Permissions. */
+
+struct permission_fold {
+    const struct change *change;
+    struct node *node;
+    struct permission total;
+    struct edge *asking;
+    struct error *err;
+};
+
+static void edge_compute_want(struct edge *edge)
+{
+    struct node *parent = edge_parent_node_of(edge);
+
+    if (!parent)
+        return;
+    edge->want = permission_default(parent, edge, &parent->next.total);
+    if (parent->driver->permissions)
+        parent->driver->permissions(parent, edge, &edge->want);
+}
+
+static int permission_conflict(struct edge *other, void *arg)
+{
+    struct permission_fold *fold = arg;
+    struct edge *asking = fold->asking;
+
+    if (other == asking)
+        return 0;
+    uint32_t denied = asking->want.taken & ~other->want.shared;
+
+    if (!denied)
+        return 0;
+    return error_set(fold->err, -EPERM,
+                     "Conflicts with use by %s '%s' as '%s', which does not allow '%s' on node '%s' (needed by %s '%s' "
+                     "as '%s')",
+                     other->parent.ops->kind, other->parent.ops->name(other), other->name,
+                     permission_name((unsigned)__builtin_ctz(denied)), fold->node->name, asking->parent.ops->kind,
+                     asking->parent.ops->name(asking), asking->name);
+}
+
+static int permission_want(struct edge *edge, void *arg)
+{
+    struct permission_fold *fold = arg;
+
+    edge_compute_want(edge);
+    fold->total.taken |= edge->want.taken;
+    fold->total.shared &= edge->want.shared;
+    return 0;
+}
+
+static int permission_check(struct edge *edge, void *arg)
+{
+    struct permission_fold *fold = arg;
+
+    fold->asking = edge;
+    return edge->want.taken ? change_each_parent(fold->change, fold->node, permission_conflict, fold) : 0;
+}
+
+static int permission_read_only(struct node *node, struct error *err)
+{
+    if (node->flags & NODE_READ_ONLY && node->next.total.taken & (PERM_WRITE | PERM_RESIZE))
+        return error_set(err, -EPERM, "Block node '%s' is read-only", node->name);
+    if (node->flags & NODE_CORRUPTED && node->next.total.taken & ~node->total.taken & (PERM_WRITE | PERM_RESIZE))
+        return error_set(err, -EPERM, "Block node '%s' is corrupted and cannot be written", node->name);
+    return 0;
+}
+
+int change_permissions(struct change *change, struct error *err)
+{
+    for (unsigned i = 0; i < change->order_count; i++) {
+        struct node *node = change->order[i];
+        struct permission_fold fold = {
+            .change = change, .node = node, .total = {.shared = PERM_ALL}, .err = err};
+
+        change_each_parent(change, node, permission_want, &fold);
+        node->next.total = fold.total;
+        int result = change_each_parent(change, node, permission_check, &fold);
+
+        if (result == 0)
+            result = permission_read_only(node, err);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+int change_claim(struct change *change, struct error *err)
+{
+    for (unsigned i = 0; i < change->order_count; i++)
+        change->order[i]->next.claimed = false;
+    for (unsigned i = 0; i < change->order_count; i++) {
+        struct node *node = change->order[i];
+
+        if (!node->driver->claim || memcmp(&node->total, &node->next.total, sizeof(node->total)) == 0)
+            continue;
+        node->next.claimed = true;
+        int result = node->driver->claim(node, &node->next.total, false, err);
+
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+void change_unclaim(struct change *change)
+{
+    for (unsigned i = 0; i < change->order_count; i++) {
+        struct node *node = change->order[i];
+
+        if (node->next.claimed)
+            node->driver->claim(node, &node->total, true, NULL);
+        node->next.claimed = false;
+    }
+}
+
+/* Frames. */
+
+static int scratch_of_consumer(struct edge *edge, void *arg)
+{
+    struct permission_fold *fold = arg;
+    struct consumer *consumer = edge->parent.object;
+
+    if (edge->parent.ops != &edge_parent_consumer || !consumer->ops->scratch)
+        return 0;
+    if (edge->child && fold->node->next.scratch <= consumer_scratch(consumer))
+        return 0;
+    return consumer->ops->scratch(consumer, fold->node->next.scratch, fold->err);
+}
+
+int change_scratch(struct change *change, struct error *err)
+{
+    for (unsigned i = change->order_count; i-- > 0;) {
+        struct node *node = change->order[i];
+        struct permission_fold fold = {.change = change, .node = node, .err = err};
+        unsigned below = 0;
+
+        for (unsigned c = 0; c < node->child_count; c++) {
+            const struct node *child = node->children[c]->next_child;
+
+            if (child && child->next.scratch > below)
+                below = child->next.scratch;
+        }
+        node->next.scratch = below + (node->driver->after ? (unsigned)FRAME_SIZE(node->driver->scratch_size) : 0);
+        if (node->next.scratch > SCRATCH_MAX)
+            return error_set(err, -E2BIG, "Too many layers below node '%s'", node->name);
+        int result = change_each_parent(change, node, scratch_of_consumer, &fold);
+
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+void change_commit_graph(struct change *change)
+{
+    for (unsigned i = 0; i < change->order_count; i++) {
+        struct node *node = change->order[i];
+        struct edge *edge;
+
+        list_for_each(edge, &node->parents, in_child)
+            edge->have = edge->want;
+        if (node->next.claimed)
+            node->driver->claim(node, &node->next.total, true, NULL);
+        node->next.claimed = false;
+        node->total = node->next.total;
+        if (node->scratch_need != node->next.scratch)
+            node->scratch_need = (uint16_t)node->next.scratch;
+    }
+}
+
+/* Affected consumers. */
+
+static void affected_add(struct consumer *consumer, struct consumer ***list, unsigned *count)
+{
+    for (unsigned i = 0; i < *count; i++) {
+        if ((*list)[i] == consumer)
+            return;
+    }
+    *list = memory_grow(*list, *count + 1, sizeof(**list));
+    (*list)[(*count)++] = consumer;
+}
+
+unsigned change_affected(struct change *change, struct consumer ***ret)
+{
+    struct change_edge *changed;
+    struct edge *edge;
+    unsigned count = 0;
+
+    *ret = NULL;
+    for (unsigned i = 0; i < change->order_count; i++)
+        change->order[i]->next.affected = false;
+    for (unsigned i = 0; i < change->touched_count; i++)
+        change->touched[i]->next.affected = true;
+    list_for_each(changed, &change->edges, link) {
+        struct node *parent = edge_parent_node_of(changed->edge);
+
+        if (parent)
+            parent->next.affected = true;
+        else if (changed->edge->child && changed->edge->parent.ops == &edge_parent_consumer)
+            affected_add(changed->edge->parent.object, ret, &count);
+    }
+    /* Children come after their parents: from the leaves up, what is affected spreads to parents. */
+    for (unsigned i = change->order_count; i-- > 0;) {
+        struct node *node = change->order[i];
+
+        if (!node->next.affected)
+            continue;
+        list_for_each(edge, &node->parents, in_child) {
+            struct node *parent = edge_parent_node_of(edge);
+
+            if (parent)
+                parent->next.affected = true;
+            else if (edge->parent.ops == &edge_parent_consumer)
+                affected_add(edge->parent.object, ret, &count);
+        }
+    }
+    return count;
+}

@@ -1,0 +1,332 @@
+/*
+ * How nodes come and go. A node is made from its options in a change: its
+ * inline children first, then its edges, then the driver's open(). Until the
+ * change is applied it is only in node_pending; nothing of the existing graph
+ * knows it.
+ */
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/change.h"
+#include "core/change_list.h"
+#include "core/driver.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "core/memory.h"
+#include "core/node.h"
+#include "core/node_object.h"
+#include "core/request_side.h"
+#include "generated/options.h"
+
+/* Inline definitions inside inline definitions. */
+#define NODE_DEPTH_MAX 256
+
+static int node_add_at(struct change *change, const struct node_options *options, const struct node *inside,
+                       unsigned depth, struct node **ret, struct error *err);
+
+static enum step node_map_filter(struct node *node, struct request *req)
+{
+    return request_down(req, node->filtered);
+}
+
+static enum step node_map_slow(struct node *node, struct request *req)
+{
+    (void)node;
+    (void)req;
+    return STEP_SLOW;
+}
+
+static int node_check_name(const char *name, struct error *err)
+{
+    size_t length = strlen(name);
+    bool well = isalpha((unsigned char)name[0]);
+
+    for (size_t i = 1; i < length && well; i++)
+        well = isalnum((unsigned char)name[i]) || strchr("-._", name[i]);
+    if (!well)
+        return error_set(err, -EINVAL, "Invalid node-name: '%s'", name);
+    if (length > NODE_NAME_MAX)
+        return error_set(err, -EINVAL, "Node name too long");
+    if (node_find(name))
+        return error_set(err, -EEXIST, "Duplicate nodes with node-name='%s'", name);
+    return 0;
+}
+
+/* Names that nobody can choose. */
+static char *node_make_name(void)
+{
+    static unsigned next = 100;
+
+    return memory_format("#block%u", next++);
+}
+
+static void node_free(struct node *node)
+{
+    for (unsigned i = 0; i < node->child_count; i++) {
+        free(node->children[i]->name);
+        free(node->children[i]);
+    }
+    free(node->children);
+    free(node->state);
+    option_free(&node_options_type, node->options);
+    free(node);
+}
+
+/* The action: node is pending, then in the registry; or gone again. */
+
+struct node_adding {
+    struct change *change;
+    struct node *node;
+    bool opened;
+};
+
+static void node_add_commit(void *action)
+{
+    struct node_adding *adding = action;
+
+    list_remove(&adding->node->in_registry);
+    list_append(&node_registry, &adding->node->in_registry);
+    object_attach(&adding->node->object, &node_object_type, object_container("nodes"), adding->node->name, NULL);
+}
+
+static void node_add_abort(void *action)
+{
+    struct node_adding *adding = action;
+    struct node *node = adding->node;
+
+    if (adding->opened && node->driver->close)
+        node->driver->close(node);
+    list_remove(&node->in_registry);
+    for (unsigned i = 0; i < node->child_count; i++)
+        change_forget_edge(adding->change, node->children[i]);
+    node_free(node);
+}
+
+static const struct change_type node_add_type = {
+    .name = "add node", .commit = node_add_commit, .abort = node_add_abort};
+
+/* What an inline child takes over from the node that it is defined in. */
+static struct node_options *node_inherit(const struct node_options *options, const struct node *inside)
+{
+    struct node_options *own = option_copy(&node_options_type, options);
+
+    if (!inside)
+        return own;
+    own->read_only |= inside->options->read_only;
+    own->force_share |= inside->options->force_share;
+    if (own->discard == NODE_DISCARD_IGNORE)
+        own->discard = inside->options->discard;
+    if (!own->cache)
+        own->cache = option_copy(&node_cache_type, inside->options->cache);
+    return own;
+}
+
+static struct edge *node_edge_new(struct node *node, const char *name, uint32_t role)
+{
+    struct edge *edge = memory_new(struct edge);
+
+    edge->parent = (struct edge_parent){.ops = &edge_parent_node, .object = node};
+    edge->name = memory_string(name);
+    edge->role = role;
+    node->children = memory_grow(node->children, node->child_count + 1u, sizeof(*node->children));
+    node->children[node->child_count++] = edge;
+    if (role & ROLE_FILTERED)
+        node->filtered = edge;
+    return edge;
+}
+
+static int node_add_child(struct change *change, struct node *node, const char *name, uint32_t role,
+                          const struct node_ref *ref, unsigned depth, struct error *err)
+{
+    struct node *child = NULL;
+    int result;
+
+    if (!ref || ref->null)
+        return 0;
+    if (ref->name)
+        result = (child = node_lookup(ref->name, err)) ? 0 : -ENODEV;
+    else
+        result = node_add_at(change, ref->node, node, depth + 1, &child, err);
+    if (result < 0)
+        return result;
+    struct edge *edge = node_edge_new(node, name, role);
+
+    result = change_attach(change, edge, child, err);
+    /* open() reads through it; others see nothing before the commit. */
+    edge->child = child;
+    return result;
+}
+
+static int node_add_children(struct change *change, struct node *node, unsigned depth, struct error *err)
+{
+    const struct option_type *type;
+    char *options = option_branch_of(&node_options_type, node->options, &type);
+
+    for (unsigned i = 0; options && i < type->field_count; i++) {
+        const struct option_field *field = &type->fields[i];
+        int result = 0;
+
+        if (!field->child_role)
+            continue;
+        if (field->type.kind == OPTION_ARRAY) {
+            const struct option_array *array = (const void *)(options + field->offset);
+            struct node_ref **refs = array->items;
+
+            for (size_t n = 0; n < array->count && result == 0; n++) {
+                AUTO_FREE char *name = memory_format("%s.%zu", field->name, n);
+
+                result = node_add_child(change, node, name, field->child_role, refs[n], depth, err);
+            }
+        } else {
+            struct node_ref **ref = (struct node_ref **)(void *)(options + field->offset);
+
+            result = node_add_child(change, node, field->name, field->child_role, *ref, depth, err);
+        }
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static int node_check_options(const struct node_options *options, const struct node *inside, struct error *err)
+{
+    if (options->force_share && !options->read_only)
+        return error_set(err, -EINVAL, "force-share=on needs read-only=on");
+    if (options->detect_zeroes == NODE_DETECT_ZEROES_UNMAP && options->discard != NODE_DISCARD_UNMAP)
+        return error_set(err, -EINVAL, "detect-zeroes=unmap needs discard=unmap");
+    if (options->node_name)
+        return node_check_name(options->node_name, err);
+    return inside ? 0 : error_set(err, -EINVAL, "'node-name' must be specified for the root node");
+}
+
+static struct node *node_new(struct node_options *options, bool implicit)
+{
+    const struct driver *driver = driver_table[options->driver];
+    struct node *node = memory_aligned(sizeof(*node), 64);
+
+    if (!options->node_name)
+        options->node_name = node_make_name();
+    snprintf(node->name, sizeof(node->name), "%s", options->node_name);
+    node->driver = driver;
+    node->options = options;
+    node->flags = (options->read_only ? NODE_READ_ONLY : 0) | (implicit ? NODE_IMPLICIT : 0);
+    node->state = driver->state_size ? memory_aligned(driver->state_size, 64) : NULL;
+    node->map = driver->map ? driver->map : driver->slow ? node_map_slow : node_map_filter;
+    node->total.shared = PERM_ALL;
+    list_init(&node->parents);
+    list_link_init(&node->in_registry);
+    return node;
+}
+
+static int node_add_at(struct change *change, const struct node_options *options, const struct node *inside,
+                       unsigned depth, struct node **ret, struct error *err)
+{
+    if (depth > NODE_DEPTH_MAX)
+        return error_set(err, -E2BIG, "More than %d nodes are defined inside each other", NODE_DEPTH_MAX);
+    struct node_options *own = node_inherit(options, inside);
+    int result = node_check_options(own, inside, err);
+
+    if (result < 0) {
+        option_free(&node_options_type, own);
+        return result;
+    }
+    struct node *node = node_new(own, inside != NULL);
+    struct node_adding *adding = change_add(change, &node_add_type, sizeof(*adding));
+
+    *adding = (struct node_adding){.change = change, .node = node};
+    list_append(&node_pending, &node->in_registry);
+    result = node_add_children(change, node, depth, err);
+    if (result < 0)
+        return result;
+    request_side_update(node);
+    if (node->filtered)
+        node->size = node->filtered->child->size;
+    result = node->driver->open ? node->driver->open(node, node_driver_options(node), err) : 0;
+    if (result < 0)
+        return result;
+    adding->opened = true;
+    request_side_update(node);
+    *ret = node;
+    return 0;
+}
+
+int node_add(struct change *change, const struct node_options *options, struct node **ret, struct error *err)
+{
+    return node_add_at(change, options, NULL, 0, ret, err);
+}
+
+/* Removal. */
+
+struct node_removing {
+    struct node *node;
+};
+
+/* A failure does not keep a broken disk in the graph: its clients were told by their own flushes. */
+static int node_remove_settle(void *action, struct error *err)
+{
+    struct node_removing *removing = action;
+    struct edge self = {.child = removing->node};
+    int result = removing->node->flags & NODE_READ_ONLY ? 0 : edge_flush(&self);
+
+    (void)err;
+    if (result < 0)
+        log_warning("Node '%s' is removed although its last flush failed: %s", removing->node->name,
+                    strerror(-result));
+    return 0;
+}
+
+static void node_remove_commit(void *action)
+{
+    struct node_removing *removing = action;
+
+    list_remove(&removing->node->in_registry);
+    object_detach(&removing->node->object);
+    removing->node->flags |= NODE_REMOVED;
+}
+
+static void node_remove_clean(void *action)
+{
+    struct node_removing *removing = action;
+    struct node *node = removing->node;
+
+    if (!(node->flags & NODE_REMOVED))
+        return;
+    if (node->driver->close)
+        node->driver->close(node);
+    node_free(node);
+}
+
+static const struct change_type node_remove_type = {
+    .name = "remove node", .settle = node_remove_settle, .commit = node_remove_commit, .clean = node_remove_clean};
+
+static int node_still_used(struct edge *edge, void *arg)
+{
+    struct error *err = arg;
+
+    return error_set(err, -EBUSY, "Node %s is in use: by %s '%s' as '%s'", edge->next_child->name,
+                     edge->parent.ops->kind, edge->parent.ops->name(edge), edge->name);
+}
+
+int node_remove(struct change *change, struct node *node, struct error *err)
+{
+    int result = change_each_parent(change, node, node_still_used, err);
+
+    for (unsigned i = 0; i < node->child_count && result == 0; i++)
+        result = change_detach(change, node->children[i], err);
+    if (result < 0)
+        return result;
+    struct node_removing *removing = change_add(change, &node_remove_type, sizeof(*removing));
+
+    removing->node = node;
+    for (unsigned i = 0; i < node->child_count; i++) {
+        struct node *child = node->children[i]->child;
+
+        if (child && child->flags & NODE_IMPLICIT && change_each_parent(change, child, node_still_used, NULL) == 0)
+            result = node_remove(change, child, err);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
