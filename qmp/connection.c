@@ -41,6 +41,7 @@ struct connection {
     struct json_stream *stream;
     struct json_item queue[QMP_QUEUE_MAX];      /* a ring, from queue_first on */
     unsigned queue_first, queue_count;
+    size_t queue_size;                          /* bytes of input that are queued */
     int in, out;                                /* owned; may be the same */
     struct bufferevent *reader, *writer;        /* NULL: that fd cannot be polled; may be the same */
     struct evbuffer *input, *output;            /* of the bufferevents, else our own */
@@ -138,21 +139,29 @@ static void connection_run_item(struct connection *connection, struct json_item 
     json_object_put(reply);
 }
 
+static bool connection_has_room(const struct connection *connection)
+{
+    return connection->queue_count < QMP_QUEUE_MAX && connection->queue_size < QMP_QUEUE_SIZE;
+}
+
 /* Reads requests out of the input while there is room for them. */
 static void connection_fill_queue(struct connection *connection)
 {
     size_t size;
 
-    while (connection->queue_count < QMP_QUEUE_MAX && !connection->broken &&
+    while (connection_has_room(connection) && !connection->broken &&
            (size = evbuffer_get_contiguous_space(connection->input)) > 0) {
         unsigned last = (connection->queue_first + connection->queue_count) % QMP_QUEUE_MAX;
         const char *data = (const char *)evbuffer_pullup(connection->input, (ev_ssize_t)size);
         size_t used = json_stream_feed(connection->stream, data, size, &connection->queue[last]);
 
         evbuffer_drain(connection->input, used);
-        connection->queue_count += connection->queue[last].kind != JSON_ITEM_NONE;
+        if (connection->queue[last].kind != JSON_ITEM_NONE) {
+            connection->queue_count++;
+            connection->queue_size += connection->queue[last].size;
+        }
     }
-    bool wanted = connection->queue_count < QMP_QUEUE_MAX && !connection->broken && !connection->input_ended;
+    bool wanted = connection_has_room(connection) && !connection->broken && !connection->input_ended;
 
     if (connection->turn && wanted)
         event_add(connection->turn, &(struct timeval){.tv_sec = 0});
@@ -182,6 +191,7 @@ static void connection_run(void *arg)
         connection->queue[connection->queue_first] = (struct json_item){0};
         connection->queue_first = (connection->queue_first + 1) % QMP_QUEUE_MAX;
         connection->queue_count--;
+        connection->queue_size -= item.size;
         connection_fill_queue(connection);
         connection_run_item(connection, &item);
         json_item_clear(&item);

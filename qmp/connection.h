@@ -15,6 +15,7 @@ struct error;
 struct json_object;
 
 #define QMP_QUEUE_MAX 8u
+#define QMP_QUEUE_SIZE (1u << 20)       /* bytes of requests, after which no more are read either */
 #define QMP_OUTPUT_MAX (32u << 20)      /* bytes that a client may leave unread */
 
 /* Takes both fds (they may be the same one, or anything that can be read and written) and greets. */

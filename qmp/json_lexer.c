@@ -285,35 +285,30 @@ static bool string_escape(const char **text, const char *end, char **out, char c
     return true;
 }
 
-char *json_string_decode(const char *text, size_t size, size_t *ret_size, char complaint[64])
+bool json_string_decode(char *text, size_t size, size_t *ret_size, char complaint[64])
 {
-    const char *end = text + size - 1;
-    AUTO_FREE char *result = malloc(size);
-    char *out = result;
+    const char *at = text + 1, *end = text + size - 1;
+    char *out = text;
 
-    if (!result) {
-        snprintf(complaint, 64, "not enough memory for a string");
-        return NULL;
-    }
     /* Nothing decodes to more bytes than it had: \u takes six, UTF-8 at most four. */
-    for (text++; text < end;) {
-        if (*text == '\\') {
-            text++;
-            if (!string_escape(&text, end, &out, complaint))
-                return NULL;
+    while (at < end) {
+        if (*at == '\\') {
+            at++;
+            if (!string_escape(&at, end, &out, complaint))
+                return false;
             continue;
         }
-        unsigned length = utf8_check(text, (size_t)(end - text));
+        unsigned length = utf8_check(at, (size_t)(end - at));
 
         if (!length) {
             snprintf(complaint, 64, "invalid UTF-8 sequence in string");
-            return NULL;
+            return false;
         }
-        memcpy(out, text, length);
+        memmove(out, at, length);
         out += length;
-        text += length;
+        at += length;
     }
     *out = 0;
-    *ret_size = (size_t)(out - result);
-    return take_ptr(&result);
+    *ret_size = (size_t)(out - text);
+    return true;
 }

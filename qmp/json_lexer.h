@@ -38,8 +38,8 @@ void json_lexer_clear(struct json_lexer *lexer);
 /* Takes bytes up to the end of one token; *ret_used says how many. */
 enum json_token json_lexer_feed(struct json_lexer *lexer, const char *data, size_t size, size_t *ret_used);
 
-/* Decodes the text of a STRING token to UTF-8 without NULs; a new string of *ret_size bytes and a
- * NUL. On failure NULL and what is wrong in complaint, for "JSON parse error, ...". */
-char *json_string_decode(const char *text, size_t size, size_t *ret_size, char complaint[64]);
+/* Decodes the text of a STRING token in place to UTF-8 without NULs; *ret_size bytes and a NUL.
+ * On failure false and what is wrong in complaint, for "JSON parse error, ...". */
+bool json_string_decode(char *text, size_t size, size_t *ret_size, char complaint[64]);
 
 #endif

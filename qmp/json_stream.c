@@ -96,17 +96,16 @@ static void item_set_syntax(struct json_item *item, const char *complaint)
 
 /* Values. */
 
-static bool value_from_string(const struct json_lexer *lexer, struct json_object **ret, struct json_item *item)
+static bool value_from_string(struct json_lexer *lexer, struct json_object **ret, struct json_item *item)
 {
     char complaint[64];
     size_t size;
-    AUTO_FREE char *text = json_string_decode(lexer->text, lexer->size, &size, complaint);
 
-    if (!text) {
+    if (!json_string_decode(lexer->text, lexer->size, &size, complaint)) {
         item_set_syntax(item, complaint);
         return false;
     }
-    *ret = json_object_new_string_len(text, (int)size);
+    *ret = json_object_new_string_len(lexer->text, (int)size);
     if (!*ret)
         item_set_syntax(item, "not enough memory for a string");
     return *ret;
@@ -323,6 +322,8 @@ size_t json_stream_feed(struct json_stream *stream, const char *data, size_t siz
         total += used;
         if (stream->depth || stream->lexer.size)
             stream->size += used;
+        size_t message = stream->size;
+
         if (token == JSON_TOKEN_STRAY || token == JSON_TOKEN_NO_MEMORY) {
             item_set_error(item, token == JSON_TOKEN_STRAY
                                      ? memory_format("JSON parse error, stray '%.80s'", stream->lexer.text)
@@ -333,6 +334,7 @@ size_t json_stream_feed(struct json_stream *stream, const char *data, size_t siz
         } else if (token != JSON_TOKEN_NONE) {
             stream_good_token(stream, token, item);
         }
+        item->size = message;
     }
     return total;
 }

@@ -23,6 +23,7 @@ struct json_item {
     enum json_item_kind kind;
     struct json_object *value;  /* VALUE: owned by the caller; NULL is JSON's null */
     char *error;                /* ERROR: text for the client, owned by the caller */
+    size_t size;                /* bytes of the message, about */
 };
 
 struct json_stream *json_stream_new(void);

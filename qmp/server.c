@@ -9,6 +9,9 @@
 #include <event2/listener.h>
 #include <fcntl.h>
 #include <json-c/json.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -60,10 +63,12 @@ static void listener_accepted(struct evconnlistener *events, evutil_socket_t fd,
 {
     struct listener *listener = arg;
     AUTO_ERROR struct error err = {0};
+    int on = 1;
 
     (void)events;
-    (void)address;
     (void)size;
+    if (address->sa_family != AF_UNIX)
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     if (qmp_connection_start(fd, fd, listener->pretty, &err))
         log_warning("%s", err.text);
 }
@@ -94,7 +99,8 @@ static int listener_add(int fd, const char *path, bool pretty, struct error *err
 
     listener->pretty = pretty;
     list_append(&listeners, &listener->link);
-    listener->path = memory_string(path);
+    /* The daemon may change its directory before it removes the file. */
+    listener->path = path ? realpath(path, NULL) : NULL;
     listener->retry = evtimer_new(loop_main->events, listener_retry, listener);
     listener->events = evconnlistener_new(loop_main->events, listener_accepted, listener,
                                           LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC, 0, fd);
