@@ -14,6 +14,13 @@
 #include "qmp/cmd_graph.h"
 #include "qmp/json_build.h"
 
+int graph_export_add(struct change *change, const struct export_options *options, struct error *err)
+{
+    if (!command_id_is_good(options->id))
+        return error_set(err, -EINVAL, "Invalid block export id '%s'", options->id);
+    return export_add(change, options, err);
+}
+
 int graph_export_del(struct change *change, const struct block_export_del_args *args, struct error *err)
 {
     struct export *export = export_find(args->id);
@@ -30,7 +37,7 @@ int qmp_block_export_add(struct qmp_client *client, const struct export_options 
 
     (void)client;
     (void)ret;
-    return change_finish(change, export_add(change, args, err), err);
+    return change_finish(change, graph_export_add(change, args, err), err);
 }
 
 int qmp_block_export_del(struct qmp_client *client, const struct block_export_del_args *args, struct json_object **ret,

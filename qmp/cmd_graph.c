@@ -7,14 +7,26 @@
  */
 #include "qmp/cmd_graph.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "core/change.h"
 #include "core/error.h"
 #include "core/node.h"
 #include "generated/commands.h"
 #include "generated/options.h"
+
+bool command_id_is_good(const char *id)
+{
+    if (!isalpha((unsigned char)id[0]))
+        return false;
+    for (; *id; id++)
+        if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
+            return false;
+    return true;
+}
 
 int change_finish(struct change *change, int result, struct error *err)
 {

@@ -5,11 +5,16 @@
 #ifndef QMP_CMD_GRAPH_H
 #define QMP_CMD_GRAPH_H
 
+#include <stdbool.h>
+
 struct block_export_del_args;
 struct change;
 struct error;
 struct export_options;
 struct node_options;
+
+/* A letter, then letters, digits, '-', '.' and '_'. */
+bool command_id_is_good(const char *id);
 
 /* Applies change if result is 0, else undoes it; returns what came out in the end. */
 int change_finish(struct change *change, int result, struct error *err);
@@ -19,6 +24,7 @@ int graph_check_blockdev_add(const struct node_options *options, struct error *e
 
 int graph_blockdev_add(struct change *change, const struct node_options *options, struct error *err);
 int graph_blockdev_del(struct change *change, const char *node_name, struct error *err);
+int graph_export_add(struct change *change, const struct export_options *options, struct error *err);
 int graph_export_del(struct change *change, const struct block_export_del_args *args, struct error *err);
 
 #endif

@@ -2,7 +2,6 @@
  * Commands about the object tree: object-add, object-del, query-iothreads,
  * qom-list, qom-get, qom-set.
  */
-#include <ctype.h>
 #include <errno.h>
 #include <json-c/json.h>
 #include <string.h>
@@ -14,24 +13,15 @@
 #include "core/object.h"
 #include "generated/commands.h"
 #include "generated/options.h"
+#include "qmp/cmd_graph.h"
 #include "qmp/json_build.h"
-
-static bool object_id_is_good(const char *id)
-{
-    if (!isalpha((unsigned char)id[0]))
-        return false;
-    for (; *id; id++)
-        if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
-            return false;
-    return true;
-}
 
 int qmp_object_add(struct qmp_client *client, const struct object_options *args, struct json_object **ret,
                    struct error *err)
 {
     (void)client;
     (void)ret;
-    if (!object_id_is_good(args->id))
+    if (!command_id_is_good(args->id))
         return error_set(err, -EINVAL, "Parameter 'id' expects an identifier");
     if (object_child(object_container("objects"), args->id))
         return error_set(err, -EEXIST, "attempt to add duplicate property '%s' to object (type 'container')",

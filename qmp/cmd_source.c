@@ -17,11 +17,14 @@
 int qmp_source_add(struct qmp_client *client, const struct source_add_args *args, struct json_object **ret,
                    struct error *err)
 {
-    struct change *change = change_new();
     struct source *source;
 
     (void)client;
     (void)ret;
+    if (!command_id_is_good(args->id))
+        return error_set(err, -EINVAL, "Invalid source id '%s'", args->id);
+    struct change *change = change_new();
+
     return change_finish(change, source_add(change, args->id, args->node, &source, err), err);
 }
 

@@ -6,7 +6,6 @@
 
 #include "core/change.h"
 #include "core/error.h"
-#include "core/export.h"
 #include "generated/commands.h"
 #include "generated/options.h"
 #include "qmp/cmd_graph.h"
@@ -24,7 +23,7 @@ static int transaction_add(struct change *change, const struct transaction_actio
     case TRANSACTION_ACTION_TYPE_ABORT:
         return error_set(err, -ECANCELED, "Transaction aborted using Abort action");
     case TRANSACTION_ACTION_TYPE_BLOCK_EXPORT_ADD:
-        return export_add(change, &action->u.block_export_add, err);
+        return graph_export_add(change, &action->u.block_export_add, err);
     case TRANSACTION_ACTION_TYPE_BLOCK_EXPORT_DEL:
         return graph_export_del(change, &action->u.block_export_del, err);
     case TRANSACTION_ACTION_TYPE_BLOCKDEV_ADD:

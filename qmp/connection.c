@@ -353,11 +353,6 @@ void qmp_connection_broadcast(struct json_object *event)
     }
 }
 
-void qmp_connection_stop_commands(void)
-{
-    connections_stopped = true;
-}
-
 static bool connections_are_idle(void)
 {
     struct connection *connection;
@@ -384,19 +379,24 @@ static void connection_flush(struct connection *connection, uint64_t deadline_ns
     }
 }
 
+void qmp_connection_stop_commands(void)
+{
+    connections_stopped = true;
+    if (!coroutine_self() || connections_idle_ready)
+        return;
+    coqueue_init(&connections_idle);
+    connections_idle_ready = true;
+    while (!connections_are_idle())
+        coqueue_wait(&connections_idle, NULL);
+    connections_idle_ready = false;
+    coqueue_destroy(&connections_idle);
+}
+
 void qmp_connection_close_all(void)
 {
     struct connection *connection, *after;
 
-    connections_stopped = true;
-    if (coroutine_self()) {
-        coqueue_init(&connections_idle);
-        connections_idle_ready = true;
-        while (!connections_are_idle())
-            coqueue_wait(&connections_idle, NULL);
-        connections_idle_ready = false;
-        coqueue_destroy(&connections_idle);
-    }
+    qmp_connection_stop_commands();
     uint64_t deadline_ns = ring_clock() + CLOSE_LIMIT_NS;
 
     list_for_each_safe(connection, after, &connections, link) {

@@ -24,11 +24,11 @@ int qmp_connection_start(int in, int out, bool pretty, struct error *err);
 /* Sends event to all clients that have negotiated. */
 void qmp_connection_broadcast(struct json_object *event);
 
-/* From now on no command is begun; those that run go on to their end. */
+/* From now on no command is begun. Waits for those that run, if called in a coroutine (one of the
+ * main loop, and not inside a command). */
 void qmp_connection_stop_commands(void);
 
-/* Waits for commands that run (in a main loop coroutine; elsewhere they are left alone), gives
- * clients a second to take their answers, and closes all. */
+/* The same; then gives clients a second to take their answers, and closes all. */
 void qmp_connection_close_all(void);
 
 #endif

@@ -49,14 +49,11 @@ int qmp_stdio(bool pretty, struct error *err);
  */
 int qmp_execute(struct json_object *request, struct json_object **reply, struct error *err);
 
-/* Takes no more clients, and begins no more commands. */
+/* Takes no more clients, begins no more commands, and waits for those that run (in a main loop
+ * coroutine; elsewhere it does not wait). Never inside a command. */
 void qmp_stop_commands(void);
 
-/*
- * The end: waits for commands that still run (in a main loop coroutine;
- * elsewhere it does not), lets clients take their last answers for at most a
- * second, closes all, removes socket files. Never inside a command.
- */
+/* The end: the same, then lets clients take their last answers for at most a second, closes all. */
 void qmp_stop_all(void);
 
 #endif
