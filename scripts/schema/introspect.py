@@ -146,8 +146,8 @@ def property_document(item):
     document["description"] = item.description
     if item.has_default:
         document["default"] = item.default
-    for word, value in (("x-change", item.change if item.change != "never" else None), ("x-child", item.child),
-                        ("x-object", item.object), ("x-secret", item.secret), ("x-since", item.since)):
+    for word, value in (("x-child", item.child), ("x-object", item.object), ("x-secret", item.secret),
+                        ("x-since", item.since)):
         if value:
             document[word] = value
     return document
