@@ -1,0 +1,158 @@
+# Cairn: `make help` says what there is.
+
+VERSION := 0.1.0
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINDIR ?= $(PREFIX)/bin
+SBINDIR ?= $(PREFIX)/sbin
+MANDIR ?= $(PREFIX)/share/man
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
+
+CC ?= gcc
+PYTHON ?= /usr/bin/python3
+PKG_CONFIG ?= pkg-config
+CFLAGS ?= -O2 -g
+FUZZ_SECONDS ?= 20
+
+# SAN=address,undefined or SAN=thread: a build of its own beside the plain one.
+empty :=
+space := $(empty) $(empty)
+comma := ,
+B := build$(if $(SAN),-$(subst $(comma),-,$(SAN)))
+SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+
+PACKAGES := json-c libevent_core liburing
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wformat=2 \
+	-Wundef $(if $(WERROR),-Werror)
+ALL_CPPFLAGS = -D_GNU_SOURCE -DCAIRN_VERSION='"$(VERSION)"' -I. -I$(B) $(CPPFLAGS)
+ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(shell $(PKG_CONFIG) --cflags $(PACKAGES)) $(SANFLAGS) $(CFLAGS)
+ALL_LDFLAGS = -pthread $(SANFLAGS) $(LDFLAGS)
+LIBS = $(shell $(PKG_CONFIG) --libs $(PACKAGES))
+
+GEN := $(B)/generated
+GEN_SOURCES := $(addprefix $(GEN)/,options.c commands.c driver_table.c introspect.c)
+SOURCES := $(wildcard core/*.c core/*.S drivers/*/*.c qmp/*.c daemon/*.c daemon/nbd/*.c)
+OBJECTS := $(patsubst %,$(B)/%.o,$(basename $(filter-out daemon/main.c,$(SOURCES)))) $(GEN_SOURCES:.c=.o)
+TOOL_SOURCES := $(wildcard daemon/tools/cairnctl*.c)
+UNIT_TESTS := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
+SIM_TESTS := $(patsubst tests/sim/%.c,$(B)/tests/%,$(wildcard tests/sim/test_*.c))
+SIM_OBJECTS := $(patsubst %.c,$(B)/%.o,$(filter-out tests/sim/test_%.c,$(wildcard tests/sim/*.c)))
+BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
+FUZZERS := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+MANPAGES := $(patsubst man/%.in,$(B)/man/%,$(wildcard man/*.in))
+
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-5s %s\n' '$(1)' '$(2)')
+
+.PHONY: all tests benches start check bench install uninstall clean format coverage fuzz help
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: $(B)/cairnd $(if $(TOOL_SOURCES),$(B)/cairnctl) $(MANPAGES)
+
+tests: $(UNIT_TESTS) $(SIM_TESTS)
+benches: $(BENCHES)
+
+$(GEN)/.stamp: scripts/schema_gen.py $(wildcard scripts/schema/*.py schema/*.json schema/*/*.json)
+	$(call say,GEN,$(GEN))
+	$(Q)$(PYTHON) scripts/schema_gen.py $(GEN) && touch $@
+$(GEN_SOURCES) $(GEN)/completion.bash: $(GEN)/.stamp ;
+
+$(B)/%.o: %.c Makefile $(GEN)/.stamp
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D) && $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+$(B)/%.o: %.S Makefile
+	$(call say,AS,$<)
+	$(Q)mkdir -p $(@D) && $(CC) $(ALL_CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+$(GEN)/%.o: $(GEN)/.stamp Makefile
+	$(call say,CC,$(GEN)/$*.c)
+	$(Q)$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c $(GEN)/$*.c -o $@
+
+$(B)/libcairn.a: $(OBJECTS)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+
+$(B)/cairnd: $(B)/daemon/main.o $(B)/libcairn.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
+
+$(B)/cairnctl: $(TOOL_SOURCES:%.c=$(B)/%.o) $(B)/libcairn.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs libedit) -o $@
+
+$(B)/tests/%: $(B)/tests/unit/%.o $(B)/libcairn.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs check) -o $@
+$(B)/tests/%: $(B)/tests/sim/%.o $(SIM_OBJECTS) $(B)/libcairn.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs check) -o $@
+$(B)/bench/%: $(B)/tests/bench/%.o $(B)/libcairn.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
+
+# A line "@include NAME.inc@" in a manual page is replaced by generated text.
+$(B)/man/%: man/%.in $(GEN)/.stamp
+	$(call say,MAN,$@)
+	$(Q)mkdir -p $(@D) && $(PYTHON) scripts/expand_includes.py $< $(GEN)/docs > $@
+
+start:
+	@scripts/deps
+	@$(MAKE) --no-print-directory all
+	@scripts/start $(B)
+
+check:
+	@scripts/deps --tests
+	@scripts/check $(if $(SAN),--san $(SAN))
+
+bench: all benches
+	@scripts/bench $(BENCH_ARGS)
+
+# libFuzzer needs clang and a build of its own.
+fuzz:
+	$(Q)$(MAKE) --no-print-directory CC=clang SAN=fuzzer-no-link,address,undefined fuzzers
+	$(Q)scripts/fuzz build-fuzzer-no-link-address-undefined/fuzz $(FUZZ_SECONDS)
+fuzzers: $(FUZZERS)
+$(B)/fuzz/%: $(B)/tests/fuzz/%.o $(B)/libcairn.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) -pthread -fsanitize=fuzzer,address,undefined $(LDFLAGS) $^ $(LIBS) -o $@
+
+coverage:
+	@scripts/coverage
+
+install: all
+	install -D -m 755 $(B)/cairnd $(DESTDIR)$(SBINDIR)/cairnd
+	install -D -m 755 $(B)/cairnctl $(DESTDIR)$(BINDIR)/cairnctl
+	install -D -m 644 $(GEN)/completion.bash $(DESTDIR)$(COMPLETIONDIR)/cairnctl
+	ln -sf cairnctl $(DESTDIR)$(COMPLETIONDIR)/cairnd
+	$(Q)for page in $(MANPAGES); do \
+		section=$${page##*.}; \
+		install -D -m 644 $$page $(DESTDIR)$(MANDIR)/man$$section/$${page##*/} || exit 1; \
+	done
+	$(Q)mkdir -p $(DESTDIR)$(UNITDIR) && sed 's|@SBINDIR@|$(SBINDIR)|g' daemon/cairnd.service.in \
+		> $(DESTDIR)$(UNITDIR)/cairnd.service
+
+uninstall:
+	rm -f $(DESTDIR)$(SBINDIR)/cairnd $(DESTDIR)$(BINDIR)/cairnctl $(DESTDIR)$(UNITDIR)/cairnd.service \
+		$(DESTDIR)$(COMPLETIONDIR)/cairnctl $(DESTDIR)$(COMPLETIONDIR)/cairnd
+	$(Q)for page in $(notdir $(MANPAGES)); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
+
+format:
+	clang-format -i $(shell git ls-files '*.c' '*.h')
+
+clean:
+	rm -rf build build-*
+
+help:
+	@echo 'make            build cairnd and cairnctl in build/'
+	@echo 'make start      install what is missing, build, serve a fresh disk from run/'
+	@echo 'make check      install what is missing, build and run every test'
+	@echo 'make bench      measure against the peers (BENCH_ARGS=--quick)'
+	@echo 'make fuzz       run the fuzzers, FUZZ_SECONDS=20 each'
+	@echo 'make coverage   line coverage of the unit tests'
+	@echo 'make install    PREFIX=/usr/local DESTDIR='
+	@echo 'make format     clang-format all sources'
+	@echo 'make clean      remove build/'
+	@echo 'Variables: SAN=address,undefined  SAN=thread  CC=clang  WERROR=1  V=1'
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
