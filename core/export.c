@@ -247,11 +247,16 @@ static void export_remove_commit(void *action)
 {
     struct export *export = ((struct export_action *)action)->export;
 
-    export->stopping = true;
     export->type->stop(export);
 }
 
-static const struct change_type export_remove_type = {.name = "remove export", .commit = export_remove_commit};
+static void export_remove_abort(void *action)
+{
+    ((struct export_action *)action)->export->stopping = false;
+}
+
+static const struct change_type export_remove_type = {
+    .name = "remove export", .commit = export_remove_commit, .abort = export_remove_abort};
 
 int export_remove(struct change *change, struct export *export, bool hard, struct error *err)
 {
@@ -262,6 +267,8 @@ int export_remove(struct change *change, struct export *export, bool hard, struc
     struct export_action *removing = change_add(change, &export_remove_type, sizeof(*removing));
 
     removing->export = export;
+    /* From here on: a second removal in the same change is refused. */
+    export->stopping = true;
     consumer_detach(change, &export->consumer);
     return 0;
 }

@@ -24,7 +24,7 @@ static struct node *node_find_in(const struct list *list, const char *name)
     struct node *node;
 
     list_for_each(node, list, in_registry) {
-        if (strcmp(node->name, name) == 0)
+        if (!(node->flags & NODE_REMOVED) && strcmp(node->name, name) == 0)
             return node;
     }
     return NULL;

@@ -28,7 +28,7 @@ enum node_flag {
     NODE_READ_ONLY = 1,
     NODE_CORRUPTED = 2,     /* writes are refused on every path */
     NODE_IMPLICIT = 4,      /* defined inside its parent's options: dies with it */
-    NODE_REMOVED = 8        /* out of the graph, about to be freed */
+    NODE_REMOVED = 8        /* out of the graph, or in a change that takes it out: nobody finds it */
 };
 
 struct node {

@@ -283,7 +283,15 @@ static void node_remove_commit(void *action)
 
     list_remove(&removing->node->in_registry);
     object_detach(&removing->node->object);
-    removing->node->flags |= NODE_REMOVED;
+}
+
+static void node_remove_abort(void *action)
+{
+    struct node_removing *removing = action;
+
+    /* A node that was added by this change is freed next. */
+    removing->node->flags &= ~(uint32_t)NODE_REMOVED;
+    removing->node = NULL;
 }
 
 static void node_remove_clean(void *action)
@@ -291,7 +299,7 @@ static void node_remove_clean(void *action)
     struct node_removing *removing = action;
     struct node *node = removing->node;
 
-    if (!(node->flags & NODE_REMOVED))
+    if (!node)
         return;
     if (node->driver->close)
         node->driver->close(node);
@@ -299,7 +307,12 @@ static void node_remove_clean(void *action)
 }
 
 static const struct change_type node_remove_type = {
-    .name = "remove node", .settle = node_remove_settle, .commit = node_remove_commit, .clean = node_remove_clean};
+    .name = "remove node",
+    .settle = node_remove_settle,
+    .commit = node_remove_commit,
+    .abort = node_remove_abort,
+    .clean = node_remove_clean,
+};
 
 static int node_still_used(struct edge *edge, void *arg)
 {
@@ -320,6 +333,7 @@ int node_remove(struct change *change, struct node *node, struct error *err)
     struct node_removing *removing = change_add(change, &node_remove_type, sizeof(*removing));
 
     removing->node = node;
+    node->flags |= NODE_REMOVED;
     for (unsigned i = 0; i < node->child_count; i++) {
         struct node *child = node->children[i]->child;
 

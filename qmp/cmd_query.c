@@ -51,18 +51,19 @@ static struct edge *node_primary_child(const struct node *node)
     return node->filtered ? node->filtered : node_child_by_role(node, ROLE_PRIMARY);
 }
 
-/* The file that the node's data is in, as far as one can say. */
-static const char *node_filename(const struct node *node)
+/* The file that the node's data is in, or what kind of thing holds it; the caller's. */
+static char *node_image_name(const struct node *node)
 {
-    for (unsigned depth = 0; node && depth < QUERY_DEPTH_MAX; depth++) {
-        const char *filename = node_own_filename(node);
+    for (unsigned depth = 0; depth < QUERY_DEPTH_MAX && !node_own_filename(node); depth++) {
         const struct edge *child = node_primary_child(node);
 
-        if (filename)
-            return filename;
-        node = child ? child->child : NULL;
+        if (!child || !child->child)
+            break;
+        node = child->child;
     }
-    return NULL;
+    const char *filename = node_own_filename(node);
+
+    return filename ? memory_string(filename) : memory_format("%s://", node->driver->name);
 }
 
 static const char *node_detect_zeroes_name(const struct node *node)
@@ -122,10 +123,8 @@ static void query_node(struct json_object *array, const struct node *node, struc
 {
     struct json_object *row = json_append_object(array);
     struct json_object *cache = json_add_object(row, "cache");
-    const char *filename = node_filename(node);
-    AUTO_FREE char *nameless = filename ? NULL : memory_format("%s://", node->driver->name);
+    AUTO_FREE char *filename = node_image_name(node);
 
-    filename = filename ? filename : nameless;
     json_add_string(row, "node-name", node->name);
     json_add_string(row, "drv", node->driver->name);
     json_add_string(row, "file", filename);
