@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <time.h>
 
 #include "core/error.h"
@@ -146,7 +147,8 @@ static void uring_enable(struct uring *uring)
         return;
     uring->enabled = true;
     if (uring->io.flags & IORING_SETUP_R_DISABLED)
-        io_uring_enable_rings(&uring->io);
+        /* liburing 2.3 declares io_uring_enable_rings() and does not export it. */
+        syscall(SYS_io_uring_register, uring->io.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
     if (!uring->wake_event)
         uring->wake_op.complete(&uring->wake_op, 0);
 }
