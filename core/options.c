@@ -52,7 +52,7 @@ bool option_field_present(const struct option_field *field, const void *options)
     const char *slot = (const char *)options + field->offset;
 
     if (field->has_offset)
-        return *((const bool *)options + field->has_offset);
+        return *(const bool *)((const char *)options + field->has_offset);
     switch (field->type.kind) {
     case OPTION_BOOL:
     case OPTION_INT:
@@ -198,7 +198,7 @@ static void option_struct_copy(const struct option_type *type, void *to, const v
 
         option_value_copy(&field->type, (char *)to + field->offset, (const char *)from + field->offset);
         if (field->has_offset)
-            *((bool *)to + field->has_offset) = *((const bool *)from + field->has_offset);
+            *(bool *)((char *)to + field->has_offset) = *(const bool *)((const char *)from + field->has_offset);
     }
     if (branch)
         option_struct_copy(branch_type, (char *)to + type->branch_offset, branch);

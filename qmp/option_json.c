@@ -362,7 +362,7 @@ static int parse_fields(struct parse *parse, const struct option_type *type, str
             if (result)
                 return result;
             if (field->has_offset)
-                *((bool *)options + field->has_offset) = true;
+                *(bool *)((char *)options + field->has_offset) = true;
         } else if (field->flags & OPTION_REQUIRED) {
             return parse_fault(parse, &here, "is missing");
         } else {
