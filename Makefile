@@ -1,5 +1,6 @@
 # Cairn: `make help` says what there is.
 
+MAKEFLAGS += --no-builtin-rules
 VERSION := 0.1.0
 PREFIX ?= /usr/local
 DESTDIR ?=
