@@ -1,85 +1,122 @@
 /*
- * file: a regular file of the host. Opening and resizing; I/O is in
- * file_io.c, locks in file_lock.c. host_device.c opens devices with the same
- * code.
+ * file: a regular file of the host. Opening, closing and resizing; reads and
+ * writes are in file_io.c, O_DIRECT in file_direct.c, holes in file_extent.c,
+ * locks in file_lock.c. Opening and closing are shared with host_device.c.
+ *
+ * System calls that may wait for a dead server or a spinning disk run on the
+ * thread pool: the main loop goes on.
  */
 #include "drivers/protocol/file.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/falloc.h>
+#include <inttypes.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
+#include "core/coroutine.h"
 #include "core/memory.h"
 #include "generated/options.h"
 
-static int file_check_kind(int fd, const char *filename, bool device, struct error *err)
-{
-    struct stat st;
+struct file_opening {
+    struct file *file;
+    bool read_only;
+    uint64_t size;
+    struct error *err;
+};
 
-    if (fstat(fd, &st) < 0)
-        return error_set(err, -errno, "Could not examine '%s': %s", filename, strerror(errno));
-    if (device && !S_ISBLK(st.st_mode))
-        return error_set(err, -EINVAL, "The 'host_device' driver needs a block device, which '%s' is not", filename);
-    if (!device && !S_ISREG(st.st_mode))
-        return error_set(err, -EINVAL, "The 'file' driver needs a regular file, which '%s' is not", filename);
+static int file_open_error(const struct file *file, int code, struct error *err)
+{
+    if (code == EINVAL && file->direct)
+        return error_set(err, -EINVAL, "Could not open '%s': filesystem does not support O_DIRECT", file->path);
+    return error_set(err, -code, "Could not open '%s': %s", file->path, strerror(code));
+}
+
+/*
+ * The description that flushes go to. The kernel tells each description about
+ * lost writes once: a FUA write on the other one must not eat the error that
+ * the next flush has to give.
+ */
+static int file_open_sync(struct file *file, const struct stat *st, struct error *err)
+{
+    struct stat other;
+    AUTO_CLOSE int fd = open(file->path, O_RDWR | O_CLOEXEC | O_NOCTTY);
+
+    if (fd < 0)
+        return file_open_error(file, errno, err);
+    if (fstat(fd, &other) < 0)
+        return file_open_error(file, errno, err);
+    if (other.st_dev != st->st_dev || other.st_ino != st->st_ino)
+        return error_set(err, -ESTALE, "Could not open '%s': it was replaced meanwhile", file->path);
+    file->sync.fd = take_fd(&fd);
     return 0;
 }
 
-/* The smallest unit that reads accept; writes accept what reads do. */
-static uint32_t file_probe_align(int fd, uint64_t size)
+static int file_open_blocking(void *arg)
 {
-    AUTO_FREE char *buffer = buffer_alloc(2 * BUFFER_ALIGN);
+    struct file_opening *opening = arg;
+    struct file *file = opening->file;
+    struct error *err = opening->err;
+    struct stat st;
+    /* O_NONBLOCK: the other end of a FIFO is nothing to wait for. */
+    int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (opening->read_only ? O_RDONLY : O_RDWR) |
+                (file->direct ? O_DIRECT : 0);
+    AUTO_CLOSE int fd = open(file->path, flags);
 
-    for (uint32_t align = 512; buffer && align < BUFFER_ALIGN && align <= size; align *= 2) {
-        if (pread(fd, buffer + align, align, 0) >= 0)
-            return align;
-    }
-    return BUFFER_ALIGN;
-}
-
-static int file_open_fd(const struct node *node, const char *filename, struct error *err)
-{
-    bool direct = node->options->cache && node->options->cache->direct;
-    int flags = O_CLOEXEC | O_NONBLOCK | (node->options->read_only ? O_RDONLY : O_RDWR);
-    int fd = open(filename, flags | (direct ? O_DIRECT : 0));
-
-    if (fd < 0 && errno == EINVAL && direct)
-        return error_set(err, -EINVAL, "Could not open '%s': its filesystem does not support O_DIRECT (cache.direct)",
-                         filename);
     if (fd < 0)
-        return error_set(err, -errno, "Could not open '%s': %s", filename, strerror(errno));
-    return fd;
+        return file_open_error(file, errno, err);
+    if (fstat(fd, &st) < 0)
+        return file_open_error(file, errno, err);
+    file->fd = fd;
+    int result = file->storage->examine(file, &st, &opening->size, err);
+
+    if (result == 0 && file->direct)
+        result = file_direct_probe(file, err);
+    /* Left in place it would make io_uring answer -EAGAIN instead of waiting. */
+    if (result == 0 && fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
+        result = file_open_error(file, errno, err);
+    if (result == 0 && !opening->read_only)
+        result = file_open_sync(file, &st, err);
+    if (result == 0)
+        file->fd = take_fd(&fd);
+    return result;
 }
 
-int file_open(struct node *node, const char *filename, int locking, bool device, struct error *err)
+int file_open(struct node *node, const struct file_storage *storage, const char *path, int locking, struct error *err)
 {
     struct file *file = node->state;
-    AUTO_CLOSE int fd = file_open_fd(node, filename, err);
+    struct file_opening opening = {.file = file, .read_only = node->options->read_only, .err = err};
 
-    if (fd < 0)
-        return fd;
-    int result = file_check_kind(fd, filename, device, err);
+    if (!*path)
+        return error_set(err, -EINVAL, "The '%s' block driver requires a file name", storage->driver);
+    file->storage = storage;
+    file->path = path;
+    file->direct = node->options->cache && node->options->cache->direct;
+    file->align = file->memory_align = file->grain = 1;
+    file->sync.fd = -1;
+    int result = coroutine_call(file_open_blocking, &opening);
 
     if (result < 0)
         return result;
-    /* O_NONBLOCK only kept open() from waiting for a FIFO's other side. */
-    int flags = fcntl(fd, F_GETFL);
+    comutex_init(&file->sync.mutex);
+    file_direct_init(file);
+    result = file_lock_init(file, node->options->force_share ? FILE_LOCKING_OFF : locking, err);
+    if (result < 0) {
+        file_close(node);
+        return result;
+    }
+    file->end = opening.size;
+    node->size = opening.size;
+    return 0;
+}
 
-    if (fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
-        return error_set(err, -errno, "Could not open '%s': %s", filename, strerror(errno));
-    off_t size = lseek(fd, 0, SEEK_END);
+static int file_close_blocking(void *arg)
+{
+    struct file *file = arg;
 
-    if (size < 0)
-        return error_set(err, -errno, "Could not get the size of '%s': %s", filename, strerror(errno));
-    file->align = flags & O_DIRECT ? file_probe_align(fd, (uint64_t)size) : 1;
-    file->locking = locking != FILE_LOCKING_OFF && !node->options->force_share;
-    file->device = device;
-    range_lock_init(&file->merging);
-    node->size = (uint64_t)size;
-    file->fd = take_fd(&fd);
+    if (file->sync.fd >= 0)
+        close(file->sync.fd);
+    close(file->fd);
     return 0;
 }
 
@@ -87,26 +124,86 @@ void file_close(struct node *node)
 {
     struct file *file = node->state;
 
-    range_lock_destroy(&file->merging);
-    close(file->fd);
+    coroutine_call(file_close_blocking, file);
+    file_direct_destroy(file);
+    comutex_destroy(&file->sync.mutex);
 }
 
-static int file_open_regular(struct node *node, const void *opaque, struct error *err)
+static int file_regular_examine(struct file *file, const struct stat *st, uint64_t *size, struct error *err)
+{
+    if (!S_ISREG(st->st_mode))
+        return error_set(err, -EINVAL, "'file' driver requires '%s' to be a regular file", file->path);
+    *size = (uint64_t)st->st_size;
+    return 0;
+}
+
+static int file_regular_zero(struct file *file, uint64_t offset, uint64_t length, uint32_t flags)
+{
+    int result = -ENOTSUP;
+
+    if (flags & REQ_MAY_UNMAP)
+        result = file_fallocate(file, FILE_LACKS_PUNCH, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+    if (result == -ENOTSUP)
+        result = file_fallocate(file, FILE_LACKS_ZERO_RANGE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset,
+                                length);
+    if (result != -ENOTSUP || flags & REQ_MAY_UNMAP || file_is_lacking(file, FILE_LACKS_ALLOCATE))
+        return result;
+    /* A hole, and then space for it: for tmpfs, which has no ZERO_RANGE. */
+    result = file_fallocate(file, FILE_LACKS_PUNCH, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+    if (result == 0)
+        result = file_fallocate(file, FILE_LACKS_ALLOCATE, FALLOC_FL_KEEP_SIZE, offset, length);
+    return result;
+}
+
+static int file_regular_discard(struct file *file, uint64_t offset, uint64_t length)
+{
+    return file_fallocate(file, FILE_LACKS_PUNCH, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+}
+
+static const struct file_storage file_regular = {
+    .driver = "file",
+    .examine = file_regular_examine,
+    .zero = file_regular_zero,
+    .discard = file_regular_discard,
+};
+
+static int file_regular_open(struct node *node, const void *opaque, struct error *err)
 {
     const struct file_options *options = opaque;
 
-    return file_open(node, options->filename, (int)options->locking, false, err);
+    return file_open(node, &file_regular, options->filename, (int)options->locking, err);
 }
 
-static int file_resize(struct node *node, uint64_t size, struct error *err)
+struct file_truncation {
+    int fd;
+    uint64_t size;
+};
+
+static int file_truncate_blocking(void *arg)
+{
+    const struct file_truncation *truncation = arg;
+
+    return ftruncate(truncation->fd, (off_t)truncation->size) < 0 ? -errno : 0;
+}
+
+static int file_regular_resize(struct node *node, uint64_t size, struct error *err)
 {
     struct file *file = node->state;
+    struct file_truncation truncation = {.fd = file->fd, .size = size};
+    uint32_t locks;
 
     if (size > INT64_MAX)
-        return error_set(err, -EFBIG, "Size %llu of node '%s' is too large", (unsigned long long)size, node->name);
-    if (ftruncate(file->fd, (off_t)size) < 0)
-        return error_set(err, -errno, "Could not resize node '%s' to %llu bytes: %s", node->name,
-                         (unsigned long long)size, strerror(errno));
+        return error_set(err, -EFBIG, "Size %" PRIu64 " of node '%s' is too large for a file", size, node->name);
+    int result = file_lock_take(file, PERM_RESIZE, &locks, err);
+
+    if (result < 0)
+        return result;
+    result = coroutine_call(file_truncate_blocking, &truncation);
+    file_lock_drop(file, locks);
+    if (result < 0)
+        return error_set(err, result, "Could not resize '%s' to %" PRIu64 " bytes: %s", file->path, size,
+                         strerror(-result));
+    file->end = size;
     node->size = size;
     return 0;
 }
@@ -115,12 +212,12 @@ const struct driver file_driver = {
     .name = "file",
     .kind = DRIVER_PROTOCOL,
     .ops = FILE_OPS,
-    .request_flags = FILE_FLAGS,
+    .request_flags = FILE_REQUEST_FLAGS,
     .state_size = sizeof(struct file),
-    .open = file_open_regular,
+    .open = file_regular_open,
     .close = file_close,
-    .resize = file_resize,
-    .claim = file_claim,
+    .resize = file_regular_resize,
+    .claim = file_lock_claim,
     .map = file_map,
     .slow = file_slow,
 };

@@ -1,24 +1,16 @@
 /*
- * I/O of file and host_device.
+ * Reads, writes and flushes of files and devices.
  *
- * map() starts whole, aligned reads and writes and flushes on the loop's
- * ring. Whatever does not end well at the first try (short, interrupted) and
- * all else is done by slow(), again from the start: reading or writing the
- * same bytes twice does no harm.
+ * map() submits on the ring of the request's own loop, with the request's own
+ * iov, and holds no lock. Whatever does not end whole at the first try (short
+ * I/O, a misaligned request on O_DIRECT) is done again from its start by
+ * slow(), in a coroutine: the same bytes read or written twice do no harm
+ * while the request is not answered.
  *
- * O_DIRECT needs aligned offsets, lengths and memory. What is not aligned is
- * bounced; a write that covers blocks in part reads them first ("merge").
- * Between that read and the write no other write may touch these blocks, or
- * its bytes would be undone. So merges announce themselves (file->merges),
- * wait until the writes in flight (file->direct_writes) have ended, and take
- * a range lock; writes that see a merge announced go the slow way and take
- * the range lock, too. An aligned write thus pays one counter and no lock.
+ * Flushes go together: see file_sync().
  */
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/falloc.h>
-#include <stdlib.h>
-#include <string.h>
+#include <limits.h>
 
 #include "core/coroutine.h"
 #include "core/iov.h"
@@ -26,366 +18,176 @@
 #include "core/memory.h"
 #include "drivers/protocol/file.h"
 
-#define BOUNCE_MAX (1u << 20)
-#define ZERO_PIECE (1u << 20)
-#define MERGE_LOOK_NS 20000u    /* between looks at direct_writes */
-#define IOV_MAX_SLICE 1024u
+/* Elements for one system call of a slow transfer, on the coroutine's stack. */
+#define FILE_IOVS 64u
 
-static bool file_is_aligned(const struct file *file, const struct request *req)
-{
-    return file->align == 1 || (((req->offset | req->length) & (file->align - 1)) == 0 &&
-                                iov_is_aligned(req->iov, req->iov_count, file->align));
-}
-
-/* A write on the fast path enters; false: a merge is announced. */
-static bool file_direct_enter(struct file *file)
-{
-    if (file->align == 1)
-        return true;
-    atomic_fetch_add(&file->direct_writes, 1);
-    if (atomic_load(&file->merges) == 0)
-        return true;
-    atomic_fetch_sub(&file->direct_writes, 1);
-    return false;
-}
-
-static void file_direct_leave(struct file *file)
-{
-    if (file->align != 1)
-        atomic_fetch_sub(&file->direct_writes, 1);
-}
-
-static void file_rw_complete(struct ring_op *op, int result)
+static void file_complete(struct ring_op *op, int result)
 {
     struct request *req = container_of(op, struct request, ring);
-    struct file *file = req->edge->child->state;
 
-    if (req->op == REQ_WRITE)
-        file_direct_leave(file);
     if (likely(result >= 0 && (uint64_t)result == req->length))
         request_resume(req, request_up(req, 0));
-    else if (result >= 0 || result == -EINTR || result == -EAGAIN || result == -EINVAL)
+    else if (result >= 0 || result == -EINVAL)
         request_resume(req, STEP_SLOW);
     else
         request_resume(req, request_up(req, result));
 }
 
-/* After a failed fsync the kernel may have dropped what it could not write: a later success would lie. */
-static int file_flush_result(struct file *file, int result)
-{
-    int none = 0;
-
-    if (result < 0)
-        atomic_compare_exchange_strong(&file->flush_error, &none, result);
-    result = atomic_load(&file->flush_error);
-    return result;
-}
-
-static void file_flush_complete(struct ring_op *op, int result)
+static void file_complete_direct_write(struct ring_op *op, int result)
 {
     struct request *req = container_of(op, struct request, ring);
 
-    if (result == -EINTR)
-        request_resume(req, STEP_SLOW);
-    else
-        request_resume(req, request_up(req, file_flush_result(req->edge->child->state, result)));
+    file_direct_leave(req->edge->child->state, req->loop);
+    file_complete(op, result);
+}
+
+static enum step file_submit(struct file *file, struct request *req, bool write, int rw_flags)
+{
+    struct ring *ring = req->loop->ring;
+
+    req->ring.complete = file_complete;
+    if (unlikely(req->iov_count > IOV_MAX))
+        return STEP_SLOW;
+    if (file->direct) {
+        if (!file_direct_is_aligned(file, req->iov, req->iov_count, req->offset, req->length))
+            return STEP_SLOW;
+        if (write) {
+            if (!file_direct_enter(file, req->loop))
+                return STEP_SLOW;
+            req->ring.complete = file_complete_direct_write;
+        }
+    }
+    ring->ops->rw(ring, &req->ring, write, file->fd, req->iov, req->iov_count, req->offset, rw_flags);
+    return STEP_HELD;
+}
+
+static enum step file_submit_write(struct file *file, struct request *req)
+{
+    int error;
+
+    if (!(req->flags & REQ_FUA))
+        return file_submit(file, req, true, 0);
+    error = atomic_load_explicit(&file->sync.error, memory_order_relaxed);
+    return error ? request_up(req, error) : file_submit(file, req, true, RWF_DSYNC);
 }
 
 enum step file_map(struct node *node, struct request *req)
 {
     struct file *file = node->state;
-    struct ring *ring = req->loop->ring;
 
     switch (req->op) {
     case REQ_READ:
-        if (!file_is_aligned(file, req))
-            return STEP_SLOW;
-        req->ring.complete = file_rw_complete;
-        ring->ops->rw(ring, &req->ring, false, file->fd, req->iov, req->iov_count, req->offset, 0);
-        return STEP_HELD;
+        return file_submit(file, req, false, 0);
     case REQ_WRITE:
-        if (!file_is_aligned(file, req) || !file_direct_enter(file))
-            return STEP_SLOW;
-        req->ring.complete = file_rw_complete;
-        ring->ops->rw(ring, &req->ring, true, file->fd, req->iov, req->iov_count, req->offset,
-                      req->flags & REQ_FUA ? RWF_DSYNC : 0);
-        return STEP_HELD;
-    case REQ_FLUSH:
-        req->ring.complete = file_flush_complete;
-        ring->ops->fsync(ring, &req->ring, file->fd, true);
-        return STEP_HELD;
+        return file_submit_write(file, req);
     default:
         return STEP_SLOW;
     }
 }
 
-/* The whole range from or to one buffer; reads past the end of the file give zeroes. */
-static int file_rw_buffer(struct file *file, bool write, void *buf, uint64_t offset, uint64_t size, int rw_flags)
+/* The part of iov from done on that one system call takes. */
+static unsigned file_window(const struct iovec *iov, unsigned count, uint64_t done, uint64_t size, struct iovec *part)
 {
-    while (size) {
-        struct iovec iov = {.iov_base = buf, .iov_len = size};
-        int result = coroutine_rw(write, file->fd, &iov, 1, offset, rw_flags);
+    while (count > 1 && done >= iov->iov_len) {
+        done -= iov->iov_len;
+        iov++;
+        count--;
+    }
+    return iov_slice(iov, count < FILE_IOVS ? count : FILE_IOVS, done, size, part);
+}
 
-        if (result == -EINTR || result == -EAGAIN)
-            continue;
+int file_transfer(struct file *file, bool write, const struct iovec *iov, unsigned count, uint64_t offset,
+                  uint64_t size)
+{
+    uint64_t done = 0, reached = 0;
+
+    while (reached < size) {
+        struct iovec part[FILE_IOVS];
+        unsigned parts = file_window(iov, count, done, size - done, part);
+        int result = coroutine_rw(write, file->fd, part, parts, offset + done, 0);
+
         if (result < 0)
             return result;
-        if (result == 0 && write)
-            return -ENOSPC;
-        if (result == 0) {
-            memset(buf, 0, size);
+        if (done + (uint64_t)result <= reached) {
+            if (write)
+                return -ENOSPC;
+            iov_fill(iov, count, reached, 0, size - reached);
             return 0;
         }
-        /* Short in the middle of a block happens at the end of a file only. */
-        uint64_t done = (uint64_t)result;
-
-        if (!write && done % file->align) {
-            memset((char *)buf + done, 0, size - done);
-            return 0;
-        }
-        buf = (char *)buf + done;
-        offset += done;
-        size -= done;
+        reached = done + (uint64_t)result;
+        /* O_DIRECT goes on at a block, or -EINVAL would hide the end of the file. */
+        done = reached & ~(uint64_t)(file->align - 1);
     }
     return 0;
 }
 
-/* Each element by itself: memory that is aligned, or a file that does not ask for it. */
-static int file_rw_iov(struct file *file, const struct request *req, int rw_flags)
+int file_read(struct file *file, const struct iovec *iov, unsigned count, uint64_t offset, uint64_t size)
 {
-    uint64_t offset = req->offset;
-    int result = 0;
-
-    for (unsigned i = 0; i < req->iov_count && result == 0; i++) {
-        result = file_rw_buffer(file, req->op == REQ_WRITE, req->iov[i].iov_base, offset, req->iov[i].iov_len,
-                                rw_flags);
-        offset += req->iov[i].iov_len;
-    }
-    return result;
+    return file->direct ? file_direct_read(file, iov, count, offset, size)
+                        : file_transfer(file, false, iov, count, offset, size);
 }
 
-static int file_read_bounced(struct file *file, const struct request *req)
+int file_write(struct file *file, const struct iovec *iov, unsigned count, uint64_t offset, uint64_t size)
 {
-    uint64_t done = 0;
-    int result = 0;
-
-    while (done < req->length && result == 0) {
-        uint64_t offset = req->offset + done;
-        uint64_t start = offset & ~(uint64_t)(file->align - 1);
-        uint64_t part = req->length - done < BOUNCE_MAX ? req->length - done : BOUNCE_MAX;
-        uint64_t end = (offset + part + file->align - 1) & ~(uint64_t)(file->align - 1);
-        AUTO_FREE char *bounce = buffer_alloc(end - start);
-
-        if (!bounce)
-            return -ENOMEM;
-        result = file_rw_buffer(file, false, bounce, start, end - start, 0);
-        if (result == 0)
-            iov_from_buffer(req->iov, req->iov_count, done, bounce + (offset - start), part);
-        done += part;
-    }
-    return result;
+    return file->direct ? file_direct_write(file, iov, count, offset, size)
+                        : file_transfer(file, true, iov, count, offset, size);
 }
 
-/* One piece of a bounced write, with the range lock held. data is NULL for zeroes. */
-static int file_merge(struct node *node, const struct request *req, uint64_t done, uint64_t part, bool zeroes)
+/*
+ * One fdatasync() serves all that waited for their turn when it began: whoever
+ * finds that one began after it came, and has ended, is done. They run one
+ * after another because of two that run at once the kernel would tell only
+ * one about lost writes. After a failure it has dropped the data, and the next
+ * success would mean nothing: so there is none until the file is opened anew.
+ */
+int file_sync(struct file *file)
 {
-    struct file *file = node->state;
-    uint64_t mask = file->align - 1;
-    uint64_t offset = req->offset + done, start = offset & ~mask, end = (offset + part + mask) & ~mask;
-    AUTO_FREE char *bounce = buffer_alloc(end - start);
-    int result = 0;
+    struct file_sync *sync = &file->sync;
+    uint64_t arrived = atomic_load(&sync->started);
 
-    if (!bounce)
-        return -ENOMEM;
-    if (offset != start)
-        result = file_rw_buffer(file, false, bounce, start, file->align, 0);
-    if (result == 0 && offset + part != end && (offset == start || end - start > file->align))
-        result = file_rw_buffer(file, false, bounce + (end - start - file->align), end - file->align, file->align, 0);
-    if (result < 0)
-        return result;
-    if (zeroes)
-        memset(bounce + (offset - start), 0, part);
-    else
-        iov_to_buffer(req->iov, req->iov_count, done, bounce + (offset - start), part);
-    result = file_rw_buffer(file, true, bounce, start, end - start, req->flags & REQ_FUA ? RWF_DSYNC : 0);
-    /* The last block of a file with an odd size was written whole. */
-    if (result == 0 && !file->device && end > node->size && ftruncate(file->fd, (off_t)node->size) < 0)
-        result = -errno;
-    return result;
-}
-
-static void file_wait_direct_writes(struct file *file)
-{
-    while (atomic_load(&file->direct_writes))
-        coroutine_sleep(MERGE_LOOK_NS);
-}
-
-/* Writes of O_DIRECT files that are not aligned, or that met such a one. */
-static int file_write_merged(struct node *node, const struct request *req, bool zeroes)
-{
-    struct file *file = node->state;
-    uint64_t mask = file->align - 1, done = 0;
-    struct range_hold hold;
-    int result = 0;
-
-    atomic_fetch_add(&file->merges, 1);
-    range_lock_take(&file->merging, &hold, req->offset & ~mask, (req->length + 2 * mask) & ~mask);
-    file_wait_direct_writes(file);
-    while (done < req->length && result == 0) {
-        uint64_t part = BOUNCE_MAX - ((req->offset + done) & mask);
-
-        part = req->length - done < part ? req->length - done : part;
-        result = file_merge(node, req, done, part, zeroes);
-        done += part;
-    }
-    range_lock_release(&file->merging, &hold);
-    atomic_fetch_sub(&file->merges, 1);
-    return result;
-}
-
-/* fallocate() on what has no better way; -EOPNOTSUPP as the system says it. */
-static int file_fallocate(struct file *file, int mode, uint64_t offset, uint64_t length)
-{
-    int result;
-
-    do
-        result = coroutine_fallocate(file->fd, mode, offset, length);
-    while (result == -EINTR);
-    return result == -ENOSYS || result == -ENODEV ? -EOPNOTSUPP : result;
-}
-
-static int file_punch(struct file *file, uint64_t offset, uint64_t length)
-{
-    if (atomic_load_explicit(&file->no_punch, memory_order_relaxed))
-        return -EOPNOTSUPP;
-    int result = file_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
-
-    if (result == -EOPNOTSUPP)
-        file->no_punch = true;
-    return result;
-}
-
-static int file_zero_range(struct file *file, uint64_t offset, uint64_t length)
-{
-    if (atomic_load_explicit(&file->no_zero_range, memory_order_relaxed))
-        return -EOPNOTSUPP;
-    int result = file_fallocate(file, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length);
-
-    if (result == -EOPNOTSUPP)
-        file->no_zero_range = true;
-    return result;
-}
-
-static int file_write_zeroes_by_writing(struct node *node, const struct request *req)
-{
-    struct file *file = node->state;
-    uint64_t done = 0;
-    int result = 0;
-
-    if (file->align != 1)
-        return file_write_merged(node, req, true);
-    AUTO_FREE char *zeroes = buffer_alloc(req->length < ZERO_PIECE ? req->length : ZERO_PIECE);
-
-    if (!zeroes)
-        return -ENOMEM;
-    while (done < req->length && result == 0) {
-        uint64_t part = req->length - done < ZERO_PIECE ? req->length - done : ZERO_PIECE;
-
-        result = file_rw_buffer(file, true, zeroes, req->offset + done, part, 0);
-        done += part;
-    }
-    return result;
-}
-
-static int file_sync_if_fua(struct file *file, const struct request *req)
-{
-    return req->flags & REQ_FUA ? file_flush_result(file, coroutine_fsync(file->fd, true)) : 0;
-}
-
-static int file_write_zeroes(struct node *node, const struct request *req)
-{
-    struct file *file = node->state;
-    int result = -EOPNOTSUPP;
-
-    if (req->length == 0)
+    if (sync->fd < 0)
         return 0;
-    if (req->flags & REQ_MAY_UNMAP)
-        result = file_punch(file, req->offset, req->length);
-    if (result == -EOPNOTSUPP)
-        result = file_zero_range(file, req->offset, req->length);
-    /* Devices refuse what is not aligned to their sectors. */
-    if ((result == -EOPNOTSUPP || result == -EINVAL) && req->flags & REQ_FAST_ONLY)
-        return -ENOTSUP;
-    if (result == -EOPNOTSUPP || result == -EINVAL)
-        result = file_write_zeroes_by_writing(node, req);
-    return result < 0 ? result : file_sync_if_fua(file, req);
+    comutex_lock(&sync->mutex);
+    if (atomic_load(&sync->started) == arrived && atomic_load(&sync->error) == 0) {
+        atomic_store(&sync->started, arrived + 1);
+        int result = coroutine_fsync(sync->fd, true);
+
+        if (result < 0)
+            atomic_store(&sync->error, result);
+    }
+    int result = atomic_load(&sync->error);
+
+    comutex_unlock(&sync->mutex);
+    return result;
 }
 
-static int file_discard(struct file *file, const struct request *req)
+static int file_do(struct file *file, struct request *req)
 {
-    int result = req->length ? file_punch(file, req->offset, req->length) : 0;
-
-    /* A hint that the storage cannot take is taken anyway. */
-    if (result == -EOPNOTSUPP || result == -EINVAL)
-        result = 0;
-    return result < 0 ? result : file_sync_if_fua(file, req);
-}
-
-struct file_prefetch {
-    int fd;
-    uint64_t offset, length;
-};
-
-static int file_prefetch_call(void *arg)
-{
-    const struct file_prefetch *prefetch = arg;
-
-    return -posix_fadvise(prefetch->fd, (off_t)prefetch->offset, (off_t)prefetch->length, POSIX_FADV_WILLNEED);
-}
-
-static int file_prefetch(struct file *file, const struct request *req)
-{
-    struct file_prefetch prefetch = {.fd = file->fd, .offset = req->offset, .length = req->length};
-
-    if (file->align == 1)
-        coroutine_call(file_prefetch_call, &prefetch);
-    return 0;
-}
-
-static int file_read(struct file *file, const struct request *req)
-{
-    return file_is_aligned(file, req) ? file_rw_iov(file, req, 0) : file_read_bounced(file, req);
-}
-
-static int file_write(struct node *node, const struct request *req)
-{
-    struct file *file = node->state;
-
-    if (req->length == 0)
+    switch (req->op) {
+    case REQ_READ:
+        return file_read(file, req->iov, req->iov_count, req->offset, req->length);
+    case REQ_WRITE:
+        return file_write(file, req->iov, req->iov_count, req->offset, req->length);
+    case REQ_FLUSH:
+        return file_sync(file);
+    case REQ_DISCARD:
+        return file_discard(file, req->offset, req->length);
+    case REQ_WRITE_ZEROES:
+        return file_write_zeroes(file, req->offset, req->length, req->flags);
+    case REQ_STATUS:
+        return file_status(file, req->offset, req->length, req->extents);
+    default:
+        file_prefetch(file, req->offset, req->length);
         return 0;
-    if (file->align != 1)
-        return file_write_merged(node, req, false);
-    return file_rw_iov(file, req, req->flags & REQ_FUA ? RWF_DSYNC : 0);
+    }
 }
 
 enum step file_slow(struct node *node, struct request *req)
 {
     struct file *file = node->state;
+    int result = file_do(file, req);
 
-    switch (req->op) {
-    case REQ_READ:
-        return request_up(req, file_read(file, req));
-    case REQ_WRITE:
-        return request_up(req, file_write(node, req));
-    case REQ_FLUSH:
-        return request_up(req, file_flush_result(file, coroutine_fsync(file->fd, true)));
-    case REQ_DISCARD:
-        return request_up(req, file_discard(file, req));
-    case REQ_WRITE_ZEROES:
-        return request_up(req, file_write_zeroes(node, req));
-    case REQ_STATUS:
-        return request_up(req, file_status(node, req->offset, req->length, req->extents));
-    default:
-        return request_up(req, file_prefetch(file, req));
-    }
+    if (result == 0 && req->flags & REQ_FUA && REQ_BITS_WRITING & REQ_BIT(req->op))
+        result = file_sync(file);
+    return request_up(req, result);
 }

@@ -1,94 +1,123 @@
 /*
- * Image locks: the permissions of all users of a node, shown to other
+ * Image locks: the permissions that are in use on a node, shown to other
  * programs as OFD read locks on single bytes of the file. Byte 100 + i is
- * held when permission i is taken, byte 200 + i when it is not shared; whoever
- * takes something looks for the other's opposite byte. These are the bytes
- * that QEMU's programs use, so that both sides keep off each other's images.
+ * locked while permission i is taken, byte 200 + i while it is not shared (i
+ * as in enum permission_bit). Who takes one looks whether somebody holds the
+ * opposite. QEMU's programs use the same bytes: both sides keep away from each
+ * other's images.
+ *
+ * The lock comes before the look, so that of two who come at once at least one
+ * sees the other. Main loop only.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 
+#include "core/memory.h"
 #include "drivers/protocol/file.h"
+#include "generated/options.h"
 
-#define LOCK_TAKEN 100
-#define LOCK_UNSHARED 200
-#define LOCK_COUNT 4u
+/* Bits of file->locked: PERM_* for what is taken, and these for what is not shared. */
+#define LOCK_KEPT_SHIFT 4u
+#define LOCK_BITS 8u
 
-static int lock_byte(int fd, off_t start, short type)
+#define LOCK_TAKEN_BYTE 100
+#define LOCK_KEPT_BYTE 200
+
+static off_t lock_byte(unsigned bit)
 {
-    struct flock lock = {.l_whence = SEEK_SET, .l_start = start, .l_len = 1, .l_type = type};
-
-    return fcntl(fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
+    return bit < LOCK_KEPT_SHIFT ? LOCK_TAKEN_BYTE + (off_t)bit : LOCK_KEPT_BYTE + (off_t)(bit - LOCK_KEPT_SHIFT);
 }
 
-/* Whether another open file description holds the byte. */
-static int lock_is_foreign(int fd, off_t start)
+static unsigned lock_opposite(unsigned bit)
 {
-    struct flock lock = {.l_whence = SEEK_SET, .l_start = start, .l_len = 1, .l_type = F_WRLCK};
-
-    if (fcntl(fd, F_OFD_GETLK, &lock) < 0)
-        return -errno;
-    return lock.l_type != F_UNLCK;
+    return (bit + LOCK_KEPT_SHIFT) % LOCK_BITS;
 }
 
-static int lock_set(const struct file *file, off_t base, uint32_t from, uint32_t to)
+static int lock_set(const struct file *file, unsigned bit, short type)
 {
-    for (unsigned i = 0; i < LOCK_COUNT; i++) {
-        uint32_t bit = 1u << i;
-        int result = 0;
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = lock_byte(bit), .l_len = 1};
 
-        if ((from ^ to) & bit)
-            result = lock_byte(file->fd, base + (off_t)i, to & bit ? F_RDLCK : F_UNLCK);
-        if (result < 0)
-            return result;
+    return fcntl(file->fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
+}
+
+/* 1 if another description holds the byte, 0 if none does. */
+static int lock_is_foreign(const struct file *file, unsigned bit)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = lock_byte(bit), .l_len = 1};
+
+    return fcntl(file->fd, F_OFD_GETLK, &lock) < 0 ? -errno : lock.l_type != F_UNLCK;
+}
+
+void file_lock_drop(struct file *file, uint32_t locks)
+{
+    for (unsigned bit = 0; bit < LOCK_BITS; bit++) {
+        if (locks & file->locked & 1u << bit)
+            lock_set(file, bit, F_UNLCK);
     }
+    file->locked &= ~locks;
+}
+
+static int lock_take_one(struct file *file, unsigned bit, struct error *err)
+{
+    int result = lock_set(file, bit, F_RDLCK);
+
+    if (result == 0) {
+        file->locked |= 1u << bit;
+        result = lock_is_foreign(file, lock_opposite(bit));
+    }
+    if (result < 0 && result != -EAGAIN && result != -EACCES)
+        return error_set(err, result, "Could not lock '%s': %s", file->path, strerror(-result));
+    if (result != 0)
+        return error_set(err, -EAGAIN, "Failed to get %s\"%s\" lock. Is another process using the image [%s]?",
+                         bit < LOCK_KEPT_SHIFT ? "" : "shared ", permission_name(bit % LOCK_KEPT_SHIFT), file->path);
     return 0;
 }
 
-static int lock_move(struct file *file, uint32_t taken, uint32_t unshared)
+/* All or none of locks; *fresh are those that were not held before. */
+static int lock_take(struct file *file, uint32_t locks, uint32_t *fresh, struct error *err)
 {
-    int result = lock_set(file, LOCK_TAKEN, file->locks_taken, taken);
+    int result = 0;
 
-    if (result == 0)
-        result = lock_set(file, LOCK_UNSHARED, file->locks_unshared, unshared);
-    file->locks_taken = taken;
-    file->locks_unshared = unshared;
+    *fresh = locks & ~file->locked;
+    for (unsigned bit = 0; bit < LOCK_BITS && result == 0; bit++) {
+        if (*fresh & 1u << bit)
+            result = lock_take_one(file, bit, err);
+    }
+    if (result < 0)
+        file_lock_drop(file, *fresh);
     return result;
 }
 
-static int lock_check(const struct file *file, off_t base, uint32_t bits, const char *shared, struct error *err)
+int file_lock_init(struct file *file, int locking, struct error *err)
 {
-    for (unsigned i = 0; i < LOCK_COUNT; i++) {
-        int result = bits & 1u << i ? lock_is_foreign(file->fd, base + (off_t)i) : 0;
+    if (locking == FILE_LOCKING_OFF)
+        return 0;
+    int result = lock_is_foreign(file, 0);
 
-        if (result < 0)
-            return error_set(err, result, "Cannot look at the locks of the image: %s", strerror(-result));
-        if (result)
-            return error_set(err, -EAGAIN, "Failed to get %s\"%s\" lock. Is another process using the image?", shared,
-                             permission_name(i));
-    }
+    file->locking = result >= 0;
+    if (result < 0 && locking == FILE_LOCKING_ON)
+        return error_set(err, result, "Could not lock '%s' (locking=on): %s", file->path, strerror(-result));
     return 0;
 }
 
-int file_claim(struct node *node, const struct permission *total, bool commit, struct error *err)
+int file_lock_take(struct file *file, uint32_t taken, uint32_t *ret, struct error *err)
+{
+    *ret = 0;
+    return file->locking ? lock_take(file, taken, ret, err) : 0;
+}
+
+int file_lock_claim(struct node *node, const struct permission *total, bool commit, struct error *err)
 {
     struct file *file = node->state;
-    uint32_t taken = total->taken, unshared = PERM_ALL & ~total->shared;
+    uint32_t wanted = total->taken | (PERM_ALL & ~total->shared) << LOCK_KEPT_SHIFT;
+    uint32_t fresh;
 
     if (!file->locking)
         return 0;
     if (commit) {
-        lock_move(file, taken, unshared);
+        file_lock_drop(file, file->locked & ~wanted);
         return 0;
     }
-    /* First lock, then look: of two who do this at once, at least one sees the other. */
-    int result = lock_move(file, file->locks_taken | taken, file->locks_unshared | unshared);
-
-    if (result < 0)
-        return error_set(err, result, "Cannot lock the image of node '%s': %s", node->name, strerror(-result));
-    result = lock_check(file, LOCK_UNSHARED, taken, "", err);
-    if (result == 0)
-        result = lock_check(file, LOCK_TAKEN, unshared, "shared ", err);
-    return result;
+    return lock_take(file, wanted, &fresh, err);
 }

@@ -28,8 +28,10 @@ static int null_open(struct node *node, const void *opaque, struct error *err)
 
 static int null_resize(struct node *node, uint64_t size, struct error *err)
 {
+    struct null_co_options *options = node_driver_options(node);
+
     (void)err;
-    node->size = size;
+    node->size = options->size = size;
     return 0;
 }
 
