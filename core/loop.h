@@ -154,6 +154,11 @@ void timer_set(struct timer *timer, struct loop *loop, uint64_t deadline_ns);
 void timer_cancel(struct timer *timer);         /* may be called when not set */
 void poller_add(struct loop *loop, struct poller *poller);      /* becomes hot */
 void poller_heat(struct poller *poller);        /* ask it next turn, whatever its fd says */
+/* From poll(): do not ask, whatever the fd says, until poller_heat(). */
+static inline void poller_rest(struct poller *poller)
+{
+    list_remove(&poller->link);
+}
 /* removed(poller) runs when nothing refers to it any more, perhaps at once. */
 void poller_remove(struct poller *poller, void (*removed)(struct poller *poller));
 
