@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <json-c/json.h>
 #include <limits.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -231,12 +230,12 @@ int chardev_monitor_add(const char *text, struct error *err)
     return rc;
 }
 
-void chardev_clear(void)
+void chardev_clear(bool warn)
 {
     struct chardev *chardev, *after;
 
     list_for_each_safe(chardev, after, &chardevs, link) {
-        if (!chardev->used)
+        if (warn && !chardev->used)
             log_warning("chardev '%s' has no monitor", chardev->id);
         chardev_free(chardev);
     }

@@ -7,6 +7,8 @@
 #ifndef DAEMON_CHARDEV_H
 #define DAEMON_CHARDEV_H
 
+#include <stdbool.h>
+
 struct error;
 
 /* Remembers a chardev; nothing is opened yet. */
@@ -15,7 +17,7 @@ int chardev_add(const char *text, struct error *err);
 /* Opens the chardev that it names, and serves QMP there. */
 int chardev_monitor_add(const char *text, struct error *err);
 
-/* Forgets all chardevs. Monitors go on. */
-void chardev_clear(void);
+/* Forgets all chardevs; monitors go on. warn: about those that have none. */
+void chardev_clear(bool warn);
 
 #endif

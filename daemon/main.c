@@ -50,6 +50,16 @@ static void life_signal(evutil_socket_t number, short what, void *arg)
     life_end("host-signal");
 }
 
+/* One line, whatever stands in the text: files and options may have put anything there. */
+static int life_fail(const struct error *err)
+{
+    fputs("cairnd: ", stderr);
+    for (const char *at = err->text; *at; at++)
+        fputc((unsigned char)*at < 0x20 || *at == 0x7f ? ' ' : *at, stderr);
+    fputc('\n', stderr);
+    return EXIT_FAILURE;
+}
+
 static int life_start(struct error *err)
 {
     int rc = startup_sockets(life.sockets, life.socket_count, err);
@@ -69,8 +79,7 @@ static void life_run(void *arg)
     qmp_shutdown = life_end;
     qmp_start();
     if (life_start(&err) < 0) {
-        fprintf(stderr, "cairnd: %s\n", err.text);
-        life.status = EXIT_FAILURE;
+        life.status = life_fail(&err);
         life.reason = "host-error";
     } else {
         daemonize_ready();
@@ -84,12 +93,6 @@ static void life_run(void *arg)
     systemd_notify("STOPPING=1");
     shutdown_run(life.reason);
     atomic_store(&loop_main->stop, true);
-}
-
-static int life_fail(const struct error *err)
-{
-    fprintf(stderr, "cairnd: %s\n", err->text);
-    return EXIT_FAILURE;
 }
 
 /* As many clients as the hard limit of file descriptors permits. */

@@ -132,6 +132,6 @@ int startup_run(const struct command_line *line, struct error *err)
         if (rc < 0)
             error_prefix(err, "%s %s: ", command_line_name(step->kind), step->value);
     }
-    chardev_clear();
+    chardev_clear(rc == 0);
     return rc;
 }

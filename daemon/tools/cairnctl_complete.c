@@ -59,7 +59,7 @@ static void complete_query(struct complete_state *state, const char *query, cons
     struct json_object *list = session_query(state->session, query, NULL, NULL), *name;
 
     for (size_t i = 0; json_object_is_type(list, json_type_array) && i < json_object_array_length(list); i++)
-        if (json_object_object_get_ex(json_object_array_get_idx(list, i), member, &name))
+        if (json_object_object_get_ex(json_object_array_get_idx(list, i), member, &name) && name)
             complete_add(state, json_object_get_string(name), "");
     json_object_put(list);
 }

@@ -60,12 +60,14 @@ struct json_object *session_query(struct session *session, const char *command, 
 void session_show_event(void *object, struct json_object *event, const char *line)
 {
     struct session *session = object;
-    struct json_object *name = NULL;
+    struct json_object *value = NULL;
     bool wanted = session->event_name_count == 0;
 
-    json_object_object_get_ex(event, "event", &name);
+    json_object_object_get_ex(event, "event", &value);
+    const char *name = value ? json_object_get_string(value) : "";
+    session->shutdown_seen |= strcmp(name, "SHUTDOWN") == 0;
     for (unsigned i = 0; i < session->event_name_count && !wanted; i++)
-        wanted = strcmp(json_object_get_string(name), session->event_names[i]) == 0;
+        wanted = strcmp(name, session->event_names[i]) == 0;
     if (!wanted || session->stop_following)
         return;
     if (session->raw)
@@ -102,7 +104,7 @@ static int session_events(struct session *session, char *const *words, unsigned 
     session->event_names = NULL;
     session->event_name_count = 0;
     session->stop_following = false;
-    return rc < 0 ? session_fail(&err) : SESSION_OK;
+    return rc < 0 && !session->shutdown_seen ? session_fail(&err) : SESSION_OK;
 }
 
 static int session_node(struct session *session, char *const *words, unsigned count)
@@ -113,15 +115,17 @@ static int session_node(struct session *session, char *const *words, unsigned co
         return session_usage("usage: node options NODE");
     struct json_object *arguments = json_object_new_object();
     json_object_object_add(arguments, "node-name", json_object_new_string(words[1]));
-    struct json_object *options = session_query(session, "query-node-options", arguments, &err);
+    struct json_object *list = session_query(session, "query-node-options", arguments, &err);
     json_object_put(arguments);
-    if (!options)
+    if (!list)
         return session_fail(&err);
+    struct json_object *options =
+        json_object_is_type(list, json_type_array) ? json_object_array_get_idx(list, 0) : list;
     if (session->raw)
         puts(json_object_to_json_string_ext(options, JSON_C_TO_STRING_PLAIN));
     else
         print_value(stdout, options, session->color);
-    json_object_put(options);
+    json_object_put(list);
     return SESSION_OK;
 }
 

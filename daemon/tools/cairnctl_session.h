@@ -23,6 +23,7 @@ struct session {
     bool raw;                   /* replies and events as they came */
     bool color;
     bool stop_following;        /* "events -n" has seen enough */
+    bool shutdown_seen;         /* the daemon said that it ends */
     char *const *event_names;   /* those that "events" shows; none: all */
     unsigned event_name_count;
     unsigned event_limit;       /* 0: no limit */

@@ -135,7 +135,9 @@ static void tree_print_label(struct tree *tree, const struct tree_node *node)
         return;
     }
     bool export = node->info != NULL;
-    printf("%s%s%s ", tree->color ? "\033[1m" : "", export ? "export" : node->type, tree->color ? "\033[0m" : "");
+    bool prefixed = strncmp(node->type, "block-", 6) == 0;
+    const char *kind = export ? "export" : prefixed ? node->type + 6 : node->type;
+    printf("%s%s%s ", tree->color ? "\033[1m" : "", kind, tree->color ? "\033[0m" : "");
     print_text(stdout, *node->name ? node->name : "(no name)");
     if (!export)
         return;
