@@ -6,6 +6,7 @@
 #include <json-c/json.h>
 
 #include "core/change.h"
+#include "core/coroutine.h"
 #include "core/error.h"
 #include "core/export.h"
 #include "core/node.h"
@@ -13,6 +14,10 @@
 #include "generated/options.h"
 #include "qmp/cmd_graph.h"
 #include "qmp/json_build.h"
+
+/* How long block-export-del waits for an export that has nobody to see off. */
+#define DELETE_WAIT_NS 200000u
+#define DELETE_WAITS_MAX 5000u
 
 int graph_export_add(struct change *change, const struct export_options *options, struct error *err)
 {
@@ -44,10 +49,16 @@ int qmp_block_export_del(struct qmp_client *client, const struct block_export_de
                          struct error *err)
 {
     struct change *change = change_new();
+    struct export *export = export_find(args->id);
+    bool idle = export && !export->type->client_count(export);
+    int result = change_finish(change, graph_export_del(change, args, err), err);
 
     (void)client;
     (void)ret;
-    return change_finish(change, graph_export_del(change, args, err), err);
+    /* Scripts use the id again at once: an export without clients is gone when the reply comes. */
+    for (unsigned i = 0; i < DELETE_WAITS_MAX && result == 0 && idle && export_find(args->id); i++)
+        coroutine_sleep(DELETE_WAIT_NS);
+    return result;
 }
 
 int qmp_query_block_exports(struct qmp_client *client, const struct query_block_exports_args *args,

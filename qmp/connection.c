@@ -46,6 +46,8 @@ struct connection {
     struct bufferevent *reader, *writer;        /* NULL: that fd cannot be polled; may be the same */
     struct evbuffer *input, *output;            /* of the bufferevents, else our own */
     struct event *turn;                         /* without reader: reads the next piece */
+    struct coroutine *waiter;                   /* the coroutine, while it waits for room in output */
+    struct timer stall;
     bool pretty;
     bool running;           /* the coroutine is there */
     bool input_ended;       /* what is queued is still answered */
@@ -88,9 +90,22 @@ static void connection_free(struct connection *connection)
 
 /* Output. */
 
+static void connection_wake(struct connection *connection)
+{
+    timer_cancel(&connection->stall);
+    if (connection->waiter)
+        coroutine_wake(take_ptr(&connection->waiter));
+}
+
+static void connection_stalled(struct timer *timer)
+{
+    connection_wake(container_of(timer, struct connection, stall));
+}
+
 static void connection_break(struct connection *connection)
 {
     connection->broken = true;
+    connection_wake(connection);
     if (connection->reader)
         bufferevent_disable(connection->reader, EV_READ);
 }
@@ -113,12 +128,29 @@ static void connection_send(struct connection *connection, struct json_object *v
     json_text_append(&text, "\r\n", 2);
     if (text.failed || evbuffer_add(connection->output, text.data, text.size) ||
         evbuffer_get_length(connection->output) > QMP_OUTPUT_MAX) {
-        log_warning("A QMP client does not take its answers: disconnected");
+        log_warning("A QMP client does not read its answers: disconnected");
         connection_break(connection);
     }
     json_text_clear(&text);
     if (!connection->writer)
         connection_write_file(connection);
+}
+
+/* Waits until the client has read some of its answers. In the coroutine. */
+static void connection_wait_room(struct connection *connection)
+{
+    while (!connection->broken && !connections_stopped &&
+           evbuffer_get_length(connection->output) > QMP_OUTPUT_BUSY) {
+        size_t before = evbuffer_get_length(connection->output);
+
+        connection->waiter = coroutine_self();
+        timer_set(&connection->stall, loop_main, loop_main->now_ns + QMP_STALL_NS);
+        coroutine_yield();
+        if (!connection->broken && !connections_stopped && evbuffer_get_length(connection->output) >= before) {
+            log_warning("A QMP client does not read its answers: disconnected");
+            connection_break(connection);
+        }
+    }
 }
 
 /* Requests. */
@@ -195,6 +227,7 @@ static void connection_run(void *arg)
         connection_fill_queue(connection);
         connection_run_item(connection, &item);
         json_item_clear(&item);
+        connection_wait_room(connection);
     }
     bool quit = connection->client.quit && !connections_stopped;
 
@@ -228,10 +261,14 @@ static void connection_readable(struct bufferevent *buffer, void *arg)
     connection_go_on(arg);
 }
 
+/* At most half of QMP_OUTPUT_BUSY is left to write. */
 static void connection_written(struct bufferevent *buffer, void *arg)
 {
+    struct connection *connection = arg;
+
     (void)buffer;
-    connection_settle(arg);
+    connection_wake(connection);
+    connection_settle(connection);
 }
 
 static void connection_ended(struct bufferevent *buffer, short what, void *arg)
@@ -311,8 +348,10 @@ static void connection_set_callbacks(struct connection *connection)
         bufferevent_setcb(connection->reader, connection_readable,
                           connection->writer == connection->reader ? connection_written : NULL, connection_ended,
                           connection);
-    if (connection->writer)
+    if (connection->writer) {
+        bufferevent_setwatermark(connection->writer, EV_WRITE, QMP_OUTPUT_BUSY / 2, 0);
         bufferevent_enable(connection->writer, EV_WRITE);
+    }
     if (connection->writer != connection->reader && connection->reader)
         bufferevent_disable(connection->reader, EV_WRITE);
 }
@@ -324,6 +363,7 @@ int qmp_connection_start(int in, int out, bool pretty, struct error *err)
     connection->in = in;
     connection->out = out;
     connection->pretty = pretty;
+    connection->stall.expired = connection_stalled;
     connection->stream = json_stream_new();
     list_append(&connections, &connection->link);
     if (!connection_open_reader(connection) || !connection_open_writer(connection)) {
@@ -381,7 +421,11 @@ static void connection_flush(struct connection *connection, uint64_t deadline_ns
 
 void qmp_connection_stop_commands(void)
 {
+    struct connection *connection;
+
     connections_stopped = true;
+    list_for_each(connection, &connections, link)
+        connection_wake(connection);
     if (!coroutine_self() || connections_idle_ready)
         return;
     coqueue_init(&connections_idle);

@@ -13,6 +13,8 @@
 #include "qmp/command.h"
 #include "qmp/option_json.h"
 
+#define ERROR_TEXT_MAX 4096u
+
 struct json_object *qmp_version(void)
 {
     struct json_object *version = json_object_new_object();
@@ -125,13 +127,24 @@ void qmp_request_clear(struct qmp_request *request)
     *request = (struct qmp_request){0};
 }
 
+/* Messages quote what the client sent, which may be long: cut between characters. */
+static struct json_object *error_text(const char *text)
+{
+    size_t size = strlen(text);
+
+    if (size > ERROR_TEXT_MAX)
+        for (size = ERROR_TEXT_MAX; size && (text[size] & 0xc0) == 0x80;)
+            size--;
+    return json_object_new_string_len(text, (int)size);
+}
+
 struct json_object *qmp_error_reply(const struct error *err)
 {
     struct json_object *reply = json_object_new_object();
     struct json_object *body = json_object_new_object();
 
     json_object_object_add(body, "class", json_object_new_string(error_class_name(err->class)));
-    json_object_object_add(body, "desc", json_object_new_string(err->text ? err->text : strerror(-err->code)));
+    json_object_object_add(body, "desc", error_text(err->text ? err->text : strerror(-err->code)));
     json_object_object_add(reply, "error", body);
     return reply;
 }

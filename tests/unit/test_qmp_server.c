@@ -280,21 +280,61 @@ START_TEST(test_server_event_limit)
 }
 END_TEST
 
-/* Sends until it is cut off; another client does not notice. */
+/* Sends and sends: its requests wait, and in the end it is cut off; another client does not notice. */
 START_TEST(test_server_never_reads)
 {
     struct peer deaf = peer_open(true), other = peer_open(true);
     static const char request[] = "{\"execute\":\"query-qmp-schema\"}\n";
-    uint64_t limit = ring_clock() + STEP_LIMIT_NS;
+    uint64_t limit = ring_clock() + QMP_STALL_NS + STEP_LIMIT_NS;
+    size_t total = 0;
     ssize_t sent = 0;
 
     while ((sent >= 0 || errno == EAGAIN) && ring_clock() < limit) {
         sent = write(deaf.fd, request, sizeof(request) - 1);
+        total += sent > 0 ? (size_t)sent : 0;
         step();
     }
     ck_assert(errno == EPIPE || errno == ECONNRESET);
+    ck_assert_uint_lt(total, 1u << 20);
     peer_send(&other, "{\"execute\":\"query-sources\"}");
     peer_wait_lines(&other, 1);
+    peer_close(&deaf);
+    peer_close(&other);
+    stop();
+}
+END_TEST
+
+/* Answers of many MiB to a client that sends all its requests before it reads. */
+START_TEST(test_server_reads_late)
+{
+    struct peer peer = peer_open(true);
+
+    for (unsigned i = 0; i < 200; i++)
+        peer_send(&peer, "{\"execute\":\"query-qmp-schema\"}");
+    for (unsigned i = 0; i < 500; i++)
+        step();
+    peer_wait_lines(&peer, 200);
+    ck_assert_uint_gt(peer.size, 4 * QMP_OUTPUT_BUSY);
+    peer_close(&peer);
+    stop();
+}
+END_TEST
+
+/* Events cannot wait: who does not read them is cut off. */
+START_TEST(test_server_reads_no_events)
+{
+    struct peer deaf = peer_open(true), other = peer_open(true);
+    AUTO_FREE char *message = memory_zero(1u << 20);
+    struct block_image_corrupted_event event = {.device = (char *)"", .msg = message};
+
+    memset(message, 'x', (1u << 20) - 1);
+    for (unsigned i = 0; i < 40; i++) {
+        event_emit("BLOCK_IMAGE_CORRUPTED", &block_image_corrupted_event_type, &event);
+        peer_wait_lines(&other, 1);
+        peer_forget(&other);
+    }
+    peer_wait_closed(&deaf);
+    ck_assert_uint_lt(deaf.size, 32u << 20);
     peer_close(&deaf);
     peer_close(&other);
     stop();
@@ -447,6 +487,7 @@ int main(void)
         test_server_order,       test_server_bytes,       test_server_two_clients, test_server_events,
         test_server_event_limit, test_server_never_reads, test_server_half_closed, test_server_vanishes,
         test_server_quit,        test_server_files,       test_server_listen,      test_server_bad_addresses,
+        test_server_reads_late,  test_server_reads_no_events,
     };
     Suite *suite = suite_create("qmp_server");
     TCase *tests = tcase_create("qmp_server");
