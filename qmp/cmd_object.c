@@ -6,6 +6,7 @@
 #include <json-c/json.h>
 #include <string.h>
 
+#include "core/change.h"
 #include "core/error.h"
 #include "core/iothread.h"
 #include "core/list.h"
@@ -16,13 +17,24 @@
 #include "qmp/cmd_graph.h"
 #include "qmp/json_build.h"
 
-int qmp_object_add(struct qmp_client *client, const struct object_options *args, struct json_object **ret,
-                   struct error *err)
+/*
+ * Objects come, go and are set while no change is under way: a drain counts
+ * on the loops that it found, and a message to a loop on the loop.
+ */
+static int object_between_changes(int (*run)(const void *args, struct error *err), const void *args,
+                                  struct error *err)
 {
-    (void)client;
-    (void)ret;
-    if (!command_id_is_good(args->id))
-        return error_set(err, -EINVAL, "Parameter 'id' expects an identifier");
+    struct change *change = change_new();
+    int result = run(args, err);
+
+    change_abort(change);
+    return result;
+}
+
+static int object_add(const void *opaque, struct error *err)
+{
+    const struct object_options *args = opaque;
+
     if (object_child(object_container("objects"), args->id))
         return error_set(err, -EEXIST, "attempt to add duplicate property '%s' to object (type 'container')",
                          args->id);
@@ -33,19 +45,35 @@ int qmp_object_add(struct qmp_client *client, const struct object_options *args,
     return error_set(err, -EINVAL, "Parameter 'qom-type' does not accept this value");
 }
 
-int qmp_object_del(struct qmp_client *client, const struct object_del_args *args, struct json_object **ret,
+int qmp_object_add(struct qmp_client *client, const struct object_options *args, struct json_object **ret,
                    struct error *err)
 {
-    struct object *object = object_child(object_container("objects"), args->id);
-
     (void)client;
     (void)ret;
+    if (!command_id_is_good(args->id))
+        return error_set(err, -EINVAL, "Parameter 'id' expects an identifier");
+    return object_between_changes(object_add, args, err);
+}
+
+static int object_del(const void *opaque, struct error *err)
+{
+    const struct object_del_args *args = opaque;
+    struct object *object = object_child(object_container("objects"), args->id);
+
     if (!object)
         return error_set(err, -ENOENT, "object '%s' not found", args->id);
     if (!object->type->destroy || (object->type->in_use && object->type->in_use(object)))
         return error_set(err, -EBUSY, "object '%s' is in use, can not be deleted", args->id);
     object->type->destroy(object);
     return 0;
+}
+
+int qmp_object_del(struct qmp_client *client, const struct object_del_args *args, struct json_object **ret,
+                   struct error *err)
+{
+    (void)client;
+    (void)ret;
+    return object_between_changes(object_del, args, err);
 }
 
 int qmp_query_iothreads(struct qmp_client *client, const struct query_iothreads_args *args, struct json_object **ret,
@@ -214,15 +242,13 @@ static int qom_from_json(const struct object_property *property, struct json_obj
     return 0;
 }
 
-int qmp_qom_set(struct qmp_client *client, const struct qom_set_args *args, struct json_object **ret,
-                struct error *err)
+static int qom_set(const void *opaque, struct error *err)
 {
+    const struct qom_set_args *args = opaque;
     struct object *object = object_resolve(args->path, err);
     const struct object_property *property = object ? qom_find_property(object, args->property) : NULL;
     struct object_value value = {.kind = OBJECT_INT};
 
-    (void)client;
-    (void)ret;
     if (!object)
         return -ENOENT;
     if (!property && (object_child(object, args->property) || !strcmp(args->property, "type")))
@@ -236,4 +262,12 @@ int qmp_qom_set(struct qmp_client *client, const struct qom_set_args *args, stru
     json_object_put(json);
     object_value_clear(&value);
     return result;
+}
+
+int qmp_qom_set(struct qmp_client *client, const struct qom_set_args *args, struct json_object **ret,
+                struct error *err)
+{
+    (void)client;
+    (void)ret;
+    return object_between_changes(qom_set, args, err);
 }
