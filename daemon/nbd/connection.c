@@ -269,7 +269,8 @@ int nbd_connection_start(struct nbd_export *export, int fd, bool structured, boo
     chunk->refs = 1;
     chunk->start = 0;
     chunk->end = (uint32_t)size;
-    memcpy(chunk->data, data, size);
+    if (size)
+        memcpy(chunk->data, data, size);
     connection->fd = fd;
     connection->structured = structured;
     connection->extended = extended;

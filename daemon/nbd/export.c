@@ -38,9 +38,11 @@ static int nbd_export_prepare(struct export *export, const void *opaque, struct 
     nbd->name = options->name ? options->name : export->options->node_name;
     nbd->description = options->description;
     nbd->server = nbd_server_find(id);
-    if (!nbd->server && id[0])
+    bool running = nbd->server && !nbd->server->stopping;
+
+    if (!running && id[0])
         return error_set(err, -ENOENT, "NBD server '%s' is not running", id);
-    if (!nbd->server)
+    if (!running)
         return error_set(err, -ENOENT, "NBD server not running");
     if (strlen(nbd->name) > NBD_NAME_MAX)
         return error_set(err, -EINVAL, "export name '%.32s...' is longer than %u bytes", nbd->name, NBD_NAME_MAX);

@@ -365,11 +365,14 @@ int nbd_server_stop(const char *id, struct error *err)
     if (!server || server->stopping)
         return id[0] ? error_set(err, -ENOENT, "NBD server '%s' not running", id)
                      : error_set(err, -ENOENT, "NBD server not running");
+    /* Before the first wait: neither a second stop nor a new export comes in between. */
+    server->stopping = true;
     int result = server_remove_exports(server, err);
 
-    if (result < 0)
+    if (result < 0) {
+        server->stopping = false;
         return result;
-    server->stopping = true;
+    }
     server_stop_listening(server);
     server_wait_for_exports(server);
     list_remove(&server->in_registry);
