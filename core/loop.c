@@ -252,7 +252,7 @@ void loop_run(struct loop *loop)
         bool any = loop_turn(loop);
 
         if (any && loop->events)
-            event_base_loop(loop->events, EVLOOP_NONBLOCK);
+            event_base_loop(loop->events, EVLOOP_ONCE | EVLOOP_NONBLOCK);
         if (!loop_polling_spins(loop, any))
             loop_sleep(loop);
     }
