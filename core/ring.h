@@ -26,10 +26,13 @@ struct ring_op {
     void (*complete)(struct ring_op *op, int result);
 };
 
+/* Added to rw_flags of a write: it goes into the page cache, not past it. */
+#define RING_CACHED (1 << 30)
+
 struct ring_ops {
     const char *name;       /* "io_uring", "threads", "simulation" */
 
-    /* rw_flags: RWF_* of preadv2(2). iov is not copied. */
+    /* rw_flags: RWF_* of preadv2(2), RING_CACHED. iov is not copied. */
     void (*rw)(struct ring *ring, struct ring_op *op, bool write, int fd, const struct iovec *iov, unsigned count,
                uint64_t offset, int rw_flags);
     void (*fsync)(struct ring *ring, struct ring_op *op, int fd, bool data_only);

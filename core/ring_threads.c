@@ -129,7 +129,7 @@ static void threads_rw(struct ring *ring, struct ring_op *op, bool write, int fd
     task->iov = iov;
     task->count = (int)count;
     task->offset = offset;
-    task->flags = rw_flags;
+    task->flags = rw_flags & ~RING_CACHED;
     thread_pool_submit(&task->task);
 }
 

@@ -16,6 +16,7 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "core/ring.h"
+#include "core/ring_writer.h"
 #include "core/thread_pool.h"
 
 #define URING_ENTRIES 512u
@@ -23,6 +24,9 @@
 #define URING_BATCH 64u
 /* Larger transfers are cut short, which callers handle anyway. */
 #define URING_LENGTH_MAX (1u << 30)
+
+/* Larger cached writes are worth a kernel worker each. */
+#define URING_CACHED_MAX (64u << 10)
 
 struct uring_result {
     struct ring_op *op;
@@ -37,6 +41,7 @@ struct uring {
     uint64_t wake_value;
     struct ring_op wake_op;
     struct event *ring_event, *wake_event;      /* only with an event base */
+    struct ring_writer *writer;
     /* Completions taken out of a full completion queue during a submission. */
     struct uring_result *stash;
     unsigned stash_count, stash_room;
@@ -85,6 +90,13 @@ static struct io_uring_sqe *uring_sqe(struct uring *uring, struct ring_op *op)
 static void uring_rw(struct ring *ring, struct ring_op *op, bool write, int fd, const struct iovec *iov,
                      unsigned count, uint64_t offset, int rw_flags)
 {
+    bool cached = rw_flags & RING_CACHED;
+
+    rw_flags &= ~RING_CACHED;
+    if (cached && write && count == 1 && iov->iov_len <= URING_CACHED_MAX) {
+        ring_writer_submit(uring_of(ring)->writer, op, fd, iov, count, offset, rw_flags);
+        return;
+    }
     struct io_uring_sqe *sqe = uring_sqe(uring_of(ring), op);
 
     if (count == 1) {
@@ -275,6 +287,7 @@ static void uring_destroy(struct ring *ring)
         event_free(uring->wake_event);
     io_uring_queue_exit(&uring->io);
     close(uring->wake_fd);
+    ring_writer_free(uring->writer);
     free(uring->stash);
     free(uring);
 }
@@ -323,11 +336,13 @@ int ring_uring_create(struct ring **ret, struct event_base *events, struct error
     if (result < 0)
         return error_set(err, result, "io_uring is not available: %s", strerror(-result));
     uring->ring.ops = &uring_ops;
+    uring->writer = ring_writer_new();
     uring->wake_op.complete = uring_woken;
     /* Blocking where the ring reads it, or the read would end at once with -EAGAIN. */
     uring->wake_fd = eventfd(0, EFD_CLOEXEC | (events ? EFD_NONBLOCK : 0));
     if (uring->wake_fd < 0) {
         result = -errno;
+        ring_writer_free(uring->writer);
         io_uring_queue_exit(&uring->io);
         return error_set(err, result, "Cannot create an eventfd: %s", strerror(-result));
     }

@@ -57,7 +57,8 @@ static enum step file_submit(struct file *file, struct request *req, bool write,
             req->ring.complete = file_complete_direct_write;
         }
     }
-    ring->ops->rw(ring, &req->ring, write, file->fd, req->iov, req->iov_count, req->offset, rw_flags);
+    ring->ops->rw(ring, &req->ring, write, file->fd, req->iov, req->iov_count, req->offset,
+                  rw_flags | (file->direct ? 0 : RING_CACHED));
     return STEP_HELD;
 }
 
