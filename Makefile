@@ -10,7 +10,9 @@ MANDIR ?= $(PREFIX)/share/man
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
 
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 PYTHON ?= /usr/bin/python3
 PKG_CONFIG ?= pkg-config
 CFLAGS ?= -O2 -g
@@ -21,13 +23,14 @@ empty :=
 space := $(empty) $(empty)
 comma := ,
 B := build$(if $(SAN),-$(subst $(comma),-,$(SAN)))
-SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
 
 PACKAGES := json-c libevent_core liburing
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wformat=2 \
 	-Wundef $(if $(WERROR),-Werror)
 ALL_CPPFLAGS = -D_GNU_SOURCE -DCAIRN_VERSION='"$(VERSION)"' -I. -I$(B) $(CPPFLAGS)
-ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(shell $(PKG_CONFIG) --cflags $(PACKAGES)) $(SANFLAGS) $(CFLAGS)
+PACKAGE_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PACKAGES) 2>/dev/null)
+ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(PACKAGE_CFLAGS) $(SANFLAGS) $(CFLAGS)
 ALL_LDFLAGS = -pthread $(SANFLAGS) $(LDFLAGS)
 LIBS = $(shell $(PKG_CONFIG) --libs $(PACKAGES))
 
@@ -46,7 +49,7 @@ MANPAGES := $(patsubst man/%.in,$(B)/man/%,$(wildcard man/*.in))
 Q := $(if $(V),,@)
 say = $(if $(V),,@printf '  %-5s %s\n' '$(1)' '$(2)')
 
-.PHONY: all tests benches start check bench install uninstall clean format coverage fuzz help
+.PHONY: all tests benches FORCE start check bench install uninstall clean format format-check coverage fuzz fuzzers help
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -55,24 +58,33 @@ all: $(B)/cairnd $(if $(TOOL_SOURCES),$(B)/cairnctl) $(MANPAGES)
 tests: $(UNIT_TESTS) $(SIM_TESTS)
 benches: $(BENCHES)
 
+# Files that hold a value and change only when it does: what is made from the value depends on them.
+define remember
+$(1): FORCE
+	@mkdir -p $$(@D); echo '$$(subst ','\'',$(2))' | cmp -s - $$@ || echo '$$(subst ','\'',$(2))' > $$@
+endef
+$(eval $(call remember,$(B)/.flags,$$(CC) $$(ALL_CPPFLAGS) $$(ALL_CFLAGS) $$(ALL_LDFLAGS)))
+$(eval $(call remember,$(B)/.objects,$$(OBJECTS)))
+FORCE:
+
 $(GEN)/.stamp: scripts/schema_gen.py $(wildcard scripts/schema/*.py schema/*.json schema/*/*.json)
 	$(call say,GEN,$(GEN))
 	$(Q)$(PYTHON) scripts/schema_gen.py $(GEN) && touch $@
 $(GEN_SOURCES) $(GEN)/completion.bash: $(GEN)/.stamp ;
 
-$(B)/%.o: %.c Makefile $(GEN)/.stamp
+$(B)/%.o: %.c $(B)/.flags $(GEN)/.stamp
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D) && $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
-$(B)/%.o: %.S Makefile
+$(B)/%.o: %.S $(B)/.flags
 	$(call say,AS,$<)
 	$(Q)mkdir -p $(@D) && $(CC) $(ALL_CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
-$(GEN)/%.o: $(GEN)/.stamp Makefile
+$(GEN)/%.o: $(GEN)/.stamp $(B)/.flags
 	$(call say,CC,$(GEN)/$*.c)
 	$(Q)$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c $(GEN)/$*.c -o $@
 
-$(B)/libcairn.a: $(OBJECTS)
+$(B)/libcairn.a: $(OBJECTS) $(B)/.objects
 	$(call say,AR,$@)
-	$(Q)rm -f $@ && $(AR) rcs $@ $^
+	$(Q)rm -f $@ && $(AR) rcs $@ $(OBJECTS)
 
 $(B)/cairnd: $(B)/daemon/main.o $(B)/libcairn.a
 	$(call say,LD,$@)
@@ -104,9 +116,11 @@ start:
 
 check:
 	@scripts/deps --tests
-	@scripts/check $(if $(SAN),--san $(SAN))
+	@scripts/check $(if $(SAN),--san $(SAN)) $(SUITES)
 
-bench: all benches
+bench:
+	@scripts/deps --bench
+	@$(MAKE) --no-print-directory all benches
 	@scripts/bench $(BENCH_ARGS)
 
 # libFuzzer needs clang and a build of its own.
@@ -119,6 +133,7 @@ $(B)/fuzz/%: $(B)/tests/fuzz/%.o $(B)/libcairn.a
 	$(Q)mkdir -p $(@D) && $(CC) -pthread -fsanitize=fuzzer,address,undefined $(LDFLAGS) $^ $(LIBS) -o $@
 
 coverage:
+	@scripts/deps --coverage
 	@scripts/coverage
 
 install: all
@@ -139,7 +154,9 @@ uninstall:
 	$(Q)for page in $(notdir $(MANPAGES)); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
 
 format:
-	clang-format -i $(shell git ls-files '*.c' '*.h')
+	@scripts/format
+format-check:
+	@scripts/format --check
 
 clean:
 	rm -rf build build-*
@@ -147,12 +164,12 @@ clean:
 help:
 	@echo 'make            build cairnd and cairnctl in build/'
 	@echo 'make start      install what is missing, build, serve a fresh disk from run/'
-	@echo 'make check      install what is missing, build and run every test'
+	@echo 'make check      install what is missing, build and run every test (SUITES="unit sim")'
 	@echo 'make bench      measure against the peers (BENCH_ARGS=--quick)'
 	@echo 'make fuzz       run the fuzzers, FUZZ_SECONDS=20 each'
 	@echo 'make coverage   line coverage of the unit tests'
 	@echo 'make install    PREFIX=/usr/local DESTDIR='
-	@echo 'make format     clang-format all sources'
+	@echo 'make format     clang-format all sources (format-check: show what it would change)'
 	@echo 'make clean      remove build/'
 	@echo 'Variables: SAN=address,undefined  SAN=thread  CC=clang  WERROR=1  V=1'
 
