@@ -247,12 +247,13 @@ static void export_remove_commit(void *action)
 {
     struct export *export = ((struct export_action *)action)->export;
 
+    export->stopping = true;
     export->type->stop(export);
 }
 
 static void export_remove_abort(void *action)
 {
-    ((struct export_action *)action)->export->stopping = false;
+    ((struct export_action *)action)->export->leaving = false;
 }
 
 static const struct change_type export_remove_type = {
@@ -260,15 +261,14 @@ static const struct change_type export_remove_type = {
 
 int export_remove(struct change *change, struct export *export, bool hard, struct error *err)
 {
-    if (export->stopping)
+    if (export->stopping || export->leaving)
         return error_set(err, -EBUSY, "Export '%s' is already shutting down", export->id);
     if (!hard && export->type->client_count(export))
         return error_set(err, -EBUSY, "export '%s' still in use", export->id);
     struct export_action *removing = change_add(change, &export_remove_type, sizeof(*removing));
 
     removing->export = export;
-    /* From here on: a second removal in the same change is refused. */
-    export->stopping = true;
+    export->leaving = true;
     consumer_detach(change, &export->consumer);
     return 0;
 }

@@ -47,6 +47,7 @@ struct export {
     struct loop **loops;            /* clients are spread over these */
     unsigned loop_count, loop_next;
     bool writable, stopping;
+    bool leaving;                   /* a change removes it: a second one must not */
     void *state;
     struct export_options *options; /* owned */
     struct list_link in_registry;
