@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "core/error.h"
+#include "core/list.h"
 #include "core/memory.h"
 #include "core/ring.h"
 #include "core/thread_pool.h"
@@ -35,12 +36,13 @@ struct threads_task {
     int fd, count, flags, result;
 };
 
-/* One poll in progress. */
+/* One poll; kept for reuse as well. */
 struct threads_poll {
-    struct threads_poll *next;
+    struct list_link link;          /* in polls, ended or idle_polls of its ring */
     struct threads_ring *ring;
     struct ring_op *op;
     struct event *event;
+    int result;
 };
 
 struct threads_ring {
@@ -52,8 +54,7 @@ struct threads_ring {
     struct threads_task *done, **done_tail;     /* under the mutex */
     /* The loop's own: */
     struct threads_task *idle;
-    struct threads_poll *polls;
-    struct threads_poll *ended, **ended_tail;   /* polls that are over, to be completed by reap() */
+    struct list polls, ended, idle_polls;       /* ended: to be completed by reap() */
 };
 
 static struct threads_ring *threads_of(struct ring *ring)
@@ -162,70 +163,77 @@ static void threads_call(struct ring *ring, struct ring_op *op, int (*fn)(void *
     thread_pool_submit(&task->task);
 }
 
-static void threads_poll_end(struct threads_poll *poll)
+static void threads_poll_end(struct threads_poll *poll, int result)
 {
-    struct threads_ring *ring = poll->ring;
-
-    for (struct threads_poll **at = &ring->polls; *at; at = &(*at)->next) {
-        if (*at == poll) {
-            *at = poll->next;
-            break;
-        }
-    }
-    event_free(poll->event);
-    poll->event = NULL;
-    poll->next = NULL;
-    *ring->ended_tail = poll;
-    ring->ended_tail = &poll->next;
+    list_remove(&poll->link);
+    event_del(poll->event);
+    poll->result = result;
+    list_append(&poll->ring->ended, &poll->link);
 }
 
 static void threads_poll_event(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd;
-    (void)what;
-    threads_poll_end(arg);
+    threads_poll_end(arg, (what & EV_READ ? POLLIN : 0) | (what & EV_WRITE ? POLLOUT : 0));
+}
+
+static struct threads_poll *threads_poll_new(struct threads_ring *ring)
+{
+    struct threads_poll *poll = list_first(&ring->idle_polls, struct threads_poll, link);
+
+    if (poll) {
+        list_remove(&poll->link);
+        return poll;
+    }
+    poll = memory_new(struct threads_poll);
+    poll->ring = ring;
+    poll->event = event_new(ring->events, -1, 0, threads_poll_event, poll);
+    if (!poll->event)
+        abort();
+    return poll;
 }
 
 static void threads_poll(struct ring *ring, struct ring_op *op, int fd, unsigned events)
 {
     struct threads_ring *threads = threads_of(ring);
-    struct threads_poll *poll = memory_new(struct threads_poll);
+    struct threads_poll *poll = threads_poll_new(threads);
     short what = (short)((events & POLLIN ? EV_READ : 0) | (events & POLLOUT ? EV_WRITE : 0));
 
-    poll->ring = threads;
     poll->op = op;
-    poll->event = event_new(threads->events, fd, what, threads_poll_event, poll);
-    poll->next = threads->polls;
-    threads->polls = poll;
-    if (!poll->event || event_add(poll->event, NULL) < 0)
-        abort();
+    list_append(&threads->polls, &poll->link);
+    event_assign(poll->event, threads->events, fd, what, threads_poll_event, poll);
+    if (event_add(poll->event, NULL) == 0)
+        return;
+    /* A file that cannot be waited for is always ready, as poll(2) has it. The loop does not sleep on what has ended. */
+    threads_poll_end(poll, errno == EPERM ? (int)(events & (POLLIN | POLLOUT)) : -errno);
 }
 
 static void threads_cancel_poll(struct ring *ring, struct ring_op *op)
 {
     struct threads_ring *threads = threads_of(ring);
+    struct threads_poll *poll;
 
-    for (struct threads_poll *poll = threads->polls; poll; poll = poll->next) {
+    list_for_each(poll, &threads->polls, link) {
         if (poll->op == op) {
-            threads_poll_end(poll);
+            threads_poll_end(poll, -ECANCELED);
             return;
         }
     }
 }
 
+/* Those that had ended before: what they do may end others, which are for the next turn. */
 static unsigned threads_complete_polls(struct threads_ring *ring)
 {
-    struct threads_poll *poll = take_ptr(&ring->ended);
+    struct threads_poll *poll;
+    struct list ended;
     unsigned count = 0;
 
-    ring->ended_tail = &ring->ended;
-    for (; poll; count++) {
-        struct threads_poll *next = poll->next;
-        struct ring_op *op = poll->op;
-
-        free(poll);
-        op->complete(op, POLLIN | POLLOUT);
-        poll = next;
+    list_init(&ended);
+    list_splice(&ended, &ring->ended);
+    for (; (poll = list_first(&ended, struct threads_poll, link)); count++) {
+        list_remove(&poll->link);
+        list_append(&ring->idle_polls, &poll->link);
+        poll->op->complete(poll->op, poll->result);
     }
     return count;
 }
@@ -275,6 +283,7 @@ static uint64_t threads_now(struct ring *ring)
 static void threads_destroy(struct ring *ring)
 {
     struct threads_ring *threads = threads_of(ring);
+    struct threads_poll *poll;
 
     /* A pool thread may still be about to leave the mutex. */
     pthread_mutex_lock(&threads->mutex);
@@ -284,6 +293,11 @@ static void threads_destroy(struct ring *ring)
 
         threads->idle = task->next;
         free(task);
+    }
+    while ((poll = list_first(&threads->idle_polls, struct threads_poll, link))) {
+        list_remove(&poll->link);
+        event_free(poll->event);
+        free(poll);
     }
     if (threads->wake_event)
         event_free(threads->wake_event);
@@ -314,7 +328,9 @@ int ring_threads_create(struct ring **ret, struct event_base *events, struct err
     threads->ring.ops = &threads_ops;
     threads->events = events;
     threads->done_tail = &threads->done;
-    threads->ended_tail = &threads->ended;
+    list_init(&threads->polls);
+    list_init(&threads->ended);
+    list_init(&threads->idle_polls);
     pthread_mutex_init(&threads->mutex, NULL);
     threads->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (threads->wake_fd >= 0)

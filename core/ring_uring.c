@@ -70,11 +70,24 @@ static void uring_stash(struct uring *uring)
     }
 }
 
+static void uring_enable(struct uring *uring)
+{
+    if (uring->enabled)
+        return;
+    uring->enabled = true;
+    if (uring->io.flags & IORING_SETUP_R_DISABLED)
+        /* liburing 2.3 declares io_uring_enable_rings() and does not export it. */
+        syscall(SYS_io_uring_register, uring->io.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+    if (!uring->wake_event)
+        uring->wake_op.complete(&uring->wake_op, 0);
+}
+
 static struct io_uring_sqe *uring_sqe(struct uring *uring, struct ring_op *op)
 {
     struct io_uring_sqe *sqe;
 
     while (!(sqe = io_uring_get_sqe(&uring->io))) {
+        uring_enable(uring);
         int result = io_uring_submit(&uring->io);
 
         /* The kernel takes no more while completions wait: make room for it. */
@@ -151,18 +164,6 @@ static void uring_call(struct ring *ring, struct ring_op *op, int (*fn)(void *ar
 {
     (void)ring;
     thread_pool_call(op, fn, arg);
-}
-
-static void uring_enable(struct uring *uring)
-{
-    if (uring->enabled)
-        return;
-    uring->enabled = true;
-    if (uring->io.flags & IORING_SETUP_R_DISABLED)
-        /* liburing 2.3 declares io_uring_enable_rings() and does not export it. */
-        syscall(SYS_io_uring_register, uring->io.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
-    if (!uring->wake_event)
-        uring->wake_op.complete(&uring->wake_op, 0);
 }
 
 static unsigned uring_complete_stash(struct uring *uring)

@@ -17,19 +17,19 @@
 static pthread_mutex_t pool_mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t pool_cond = PTHREAD_COND_INITIALIZER;
 static struct pool_task *pool_first, **pool_last = &pool_first;
-static unsigned pool_threads, pool_idle;
+static unsigned pool_threads, pool_idle, pool_queued;
 
 /* With the mutex held. False when the thread has been idle for long enough. */
 static bool pool_wait(void)
 {
     struct timespec until;
 
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += POOL_IDLE_SECONDS;
     pool_idle++;
     int result = 0;
     while (!pool_first && result != ETIMEDOUT)
-        result = pthread_cond_timedwait(&pool_cond, &pool_mutex, &until);
+        result = pthread_cond_clockwait(&pool_cond, &pool_mutex, CLOCK_MONOTONIC, &until);
     pool_idle--;
     return pool_first != NULL;
 }
@@ -44,6 +44,7 @@ static void *pool_thread(void *unused)
         pool_first = task->next;
         if (!pool_first)
             pool_last = &pool_first;
+        pool_queued--;
         pthread_mutex_unlock(&pool_mutex);
         task->run(task);
         pthread_mutex_lock(&pool_mutex);
@@ -74,11 +75,14 @@ static bool pool_start_thread(void)
 void thread_pool_submit(struct pool_task *task)
 {
     pthread_mutex_lock(&pool_mutex);
-    if (pool_idle == 0 && pool_threads < POOL_THREADS && !pool_start_thread() && pool_threads == 0) {
+    /* An idle thread that was woken for an earlier task may not have taken it yet: a task that waits must
+     * not wait for one that blocks while a thread could be had. */
+    if (pool_queued >= pool_idle && pool_threads < POOL_THREADS && !pool_start_thread() && pool_threads == 0) {
         pthread_mutex_unlock(&pool_mutex);
         task->run(task);
         return;
     }
+    pool_queued++;
     task->next = NULL;
     *pool_last = task;
     pool_last = &task->next;

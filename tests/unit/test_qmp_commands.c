@@ -95,7 +95,7 @@ static void run_script(const struct row *rows, unsigned count)
 
     coroutine_start(loop_main, run_rows, &script);
     while (!script.done) {
-        event_base_loop(loop_main->events, EVLOOP_NONBLOCK);
+        event_base_loop(loop_main->events, EVLOOP_ONCE | EVLOOP_NONBLOCK);
         if (!loop_turn(loop_main))
             usleep(100);
     }
