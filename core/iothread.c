@@ -32,7 +32,9 @@ static int iothread_get_thread_id(const struct object *object, struct object_val
 static int iothread_get_poll_max(const struct object *object, struct object_value *ret, struct error *err)
 {
     (void)err;
-    *ret = (struct object_value){.kind = OBJECT_SIZE, .size = iothread_of(object)->loop->polling.max_ns};
+    uint64_t max_ns = __atomic_load_n(&iothread_of(object)->loop->polling.max_ns, __ATOMIC_RELAXED);
+
+    *ret = (struct object_value){.kind = OBJECT_SIZE, .size = max_ns};
     return 0;
 }
 

@@ -63,6 +63,12 @@ static void request_slow_entry(void *arg)
     request_walk(req, slow(node, req));
 }
 
+/* A plain addition: only this loop writes. The store is atomic for consumer_stats(), which reads from outside. */
+static inline void request_count(uint64_t *counter, uint64_t more)
+{
+    __atomic_store_n(counter, *counter + more, __ATOMIC_RELAXED);
+}
+
 static void request_finish(struct request *req)
 {
     struct consumer *consumer = req->consumer;
@@ -73,11 +79,11 @@ static void request_finish(struct request *req)
         unsigned op = req->stat_op;
 
         if (likely(req->result >= 0)) {
-            local->stats.count[op]++;
-            local->stats.bytes[op] += req->total;
-            local->stats.time_ns[op] += loop->now_ns - req->started_ns;
+            request_count(&local->stats.count[op], 1);
+            request_count(&local->stats.bytes[op], req->total);
+            request_count(&local->stats.time_ns[op], loop->now_ns - req->started_ns);
         } else {
-            local->stats.failed[op]++;
+            request_count(&local->stats.failed[op], 1);
         }
         loop_unit_end(loop, req->epoch);
         if (--local->inflight == 0 && unlikely(local->drain != NULL))

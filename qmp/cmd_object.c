@@ -91,7 +91,7 @@ int qmp_query_iothreads(struct qmp_client *client, const struct query_iothreads_
 
         json_add_string(row, "id", iothread->object.name);
         json_add_int(row, "thread-id", iothread->thread_id);
-        json_add_uint(row, "poll-max-ns", polling->max_ns);
+        json_add_uint(row, "poll-max-ns", __atomic_load_n(&polling->max_ns, __ATOMIC_RELAXED));
         json_add_uint(row, "poll-grow", polling->grow);
         json_add_uint(row, "poll-shrink", polling->shrink);
     }
