@@ -21,8 +21,7 @@
  * Objects come, go and are set while no change is under way: a drain counts
  * on the loops that it found, and a message to a loop on the loop.
  */
-static int object_between_changes(int (*run)(const void *args, struct error *err), const void *args,
-                                  struct error *err)
+static int object_between_changes(int (*run)(const void *args, struct error *err), const void *args, struct error *err)
 {
     struct change *change = change_new();
     int result = run(args, err);
@@ -36,8 +35,7 @@ static int object_add(const void *opaque, struct error *err)
     const struct object_options *args = opaque;
 
     if (object_child(object_container("objects"), args->id))
-        return error_set(err, -EEXIST, "attempt to add duplicate property '%s' to object (type 'container')",
-                         args->id);
+        return error_set(err, -EEXIST, "attempt to add duplicate property '%s' to object (type 'container')", args->id);
     switch (args->qom_type) {
     case OBJECT_QOM_TYPE_IOTHREAD:
         return iothread_add(args->id, &args->u.iothread, err);
@@ -160,8 +158,7 @@ static struct json_object *qom_path(const struct object *object)
     return json;
 }
 
-int qmp_qom_get(struct qmp_client *client, const struct qom_get_args *args, struct json_object **ret,
-                struct error *err)
+int qmp_qom_get(struct qmp_client *client, const struct qom_get_args *args, struct json_object **ret, struct error *err)
 {
     struct object *object = object_resolve(args->path, err);
     struct object *child = object ? object_child(object, args->property) : NULL;
@@ -214,13 +211,12 @@ static int qom_from_json(const struct object_property *property, struct json_obj
     while (type < qom_types + array_size(qom_types) - 1 && strcmp(type->name, property->type))
         type++;
     if (!json_object_is_type(json, type->json))
-        return error_set(err, -EINVAL, "Invalid parameter type for '%s', expected: %s", property->name,
-                         type->expected);
+        return error_set(err, -EINVAL, "Invalid parameter type for '%s', expected: %s", property->name, type->expected);
     bool negative = type->json == json_type_int && json_object_get_int64(json) < 0;
 
     if (type->kind == OBJECT_SIZE && negative)
-        return error_set(err, -ERANGE, "Parameter '%s' expects a number that is not negative, not '%s'",
-                         property->name, json_object_get_string(json));
+        return error_set(err, -ERANGE, "Parameter '%s' expects a number that is not negative, not '%s'", property->name,
+                         json_object_get_string(json));
     if (type->kind == OBJECT_INT && !negative && json_object_get_uint64(json) > INT64_MAX)
         return error_set(err, -ERANGE, "Parameter '%s' is out of range: '%s'", property->name,
                          json_object_get_string(json));
@@ -264,8 +260,7 @@ static int qom_set(const void *opaque, struct error *err)
     return result;
 }
 
-int qmp_qom_set(struct qmp_client *client, const struct qom_set_args *args, struct json_object **ret,
-                struct error *err)
+int qmp_qom_set(struct qmp_client *client, const struct qom_set_args *args, struct json_object **ret, struct error *err)
 {
     (void)client;
     (void)ret;

@@ -28,10 +28,10 @@
 struct query_files {
     unsigned count, room;
     struct query_file {
-        const char *filename;           /* lives in image */
-        struct json_object *image;      /* where "actual-size" goes */
-        int64_t actual_size;            /* bytes; -1: unknown */
-    } *files;
+        const char *filename;      /* lives in image */
+        struct json_object *image; /* where "actual-size" goes */
+        int64_t actual_size;       /* bytes; -1: unknown */
+    } * files;
 };
 
 /* The driver's option "filename", or NULL. */

@@ -33,8 +33,8 @@ int qmp_source_del(struct qmp_client *client, const struct source_del_args *args
 {
     struct change *change = change_new();
     struct source *source = source_find(args->id);
-    int result = source ? source_remove(change, source, err)
-                        : error_set(err, -ENOENT, "Source '%s' is not found", args->id);
+    int result =
+        source ? source_remove(change, source, err) : error_set(err, -ENOENT, "Source '%s' is not found", args->id);
 
     (void)client;
     (void)ret;

@@ -39,24 +39,25 @@ struct connection {
     struct list_link link;
     struct qmp_client client;
     struct json_stream *stream;
-    struct json_item queue[QMP_QUEUE_MAX];      /* a ring, from queue_first on */
+    struct json_item queue[QMP_QUEUE_MAX]; /* a ring, from queue_first on */
     unsigned queue_first, queue_count;
-    size_t queue_size;                          /* bytes of input that are queued */
-    int in, out;                                /* owned; may be the same */
-    struct bufferevent *reader, *writer;        /* NULL: that fd cannot be polled; may be the same */
-    struct evbuffer *input, *output;            /* of the bufferevents, else our own */
-    struct event *turn;                         /* without reader: reads the next piece */
-    struct coroutine *waiter;                   /* the coroutine, while it waits for room in output */
+    size_t queue_size;                   /* bytes of input that are queued */
+    int in, out;                         /* owned; may be the same */
+    struct bufferevent *reader, *writer; /* NULL: that fd cannot be polled; may be the same */
+    struct evbuffer *input, *output;     /* of the bufferevents, else our own */
+    struct event *turn;                  /* without reader: reads the next piece */
+    struct coroutine *waiter;            /* the coroutine, while it waits for room in output */
     struct timer stall;
+    uint64_t answered; /* bytes that ever went to output */
     bool pretty;
-    bool running;           /* the coroutine is there */
-    bool input_ended;       /* what is queued is still answered */
-    bool broken;            /* nothing is read or written any more */
+    bool running;     /* the coroutine is there */
+    bool input_ended; /* what is queued is still answered */
+    bool broken;      /* nothing is read or written any more */
 };
 
 static struct list connections = LIST_INIT(connections);
 static bool connections_stopped;
-static struct coqueue connections_idle;         /* whoever waits for running coroutines to end */
+static struct coqueue connections_idle; /* whoever waits for running coroutines to end */
 static bool connections_idle_ready;
 
 /* libevent frees it a little later: until then it must have no use for the fd. */
@@ -131,22 +132,28 @@ static void connection_send(struct connection *connection, struct json_object *v
         log_warning("A QMP client does not read its answers: disconnected");
         connection_break(connection);
     }
+    connection->answered += text.size;
     json_text_clear(&text);
     if (!connection->writer)
         connection_write_file(connection);
 }
 
+/* Bytes that left us. */
+static uint64_t connection_taken(const struct connection *connection)
+{
+    return connection->answered - evbuffer_get_length(connection->output);
+}
+
 /* Waits until the client has read some of its answers. In the coroutine. */
 static void connection_wait_room(struct connection *connection)
 {
-    while (!connection->broken && !connections_stopped &&
-           evbuffer_get_length(connection->output) > QMP_OUTPUT_BUSY) {
-        size_t before = evbuffer_get_length(connection->output);
+    while (!connection->broken && !connections_stopped && evbuffer_get_length(connection->output) > QMP_OUTPUT_BUSY) {
+        uint64_t before = connection_taken(connection);
 
         connection->waiter = coroutine_self();
         timer_set(&connection->stall, loop_main, loop_main->now_ns + QMP_STALL_NS);
         coroutine_yield();
-        if (!connection->broken && !connections_stopped && evbuffer_get_length(connection->output) >= before) {
+        if (!connection->broken && !connections_stopped && connection_taken(connection) == before) {
             log_warning("A QMP client does not read its answers: disconnected");
             connection_break(connection);
         }

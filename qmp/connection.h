@@ -16,10 +16,10 @@ struct error;
 struct json_object;
 
 #define QMP_QUEUE_MAX 8u
-#define QMP_QUEUE_SIZE (1u << 20)       /* bytes of requests, after which no more are read either */
-#define QMP_OUTPUT_BUSY (1u << 20)      /* bytes that a client may leave unread before its requests wait */
-#define QMP_OUTPUT_MAX (32u << 20)      /* bytes after which it is disconnected */
-#define QMP_STALL_NS 10000000000ull     /* time that its requests wait while it reads nothing */
+#define QMP_QUEUE_SIZE (1u << 20)   /* bytes of requests, after which no more are read either */
+#define QMP_OUTPUT_BUSY (1u << 20)  /* bytes that a client may leave unread before its requests wait */
+#define QMP_OUTPUT_MAX (32u << 20)  /* bytes after which it is disconnected */
+#define QMP_STALL_NS 10000000000ull /* time that its requests wait while it reads nothing */
 
 /* Takes both fds (they may be the same one, or anything that can be read and written) and greets. */
 int qmp_connection_start(int in, int out, bool pretty, struct error *err);

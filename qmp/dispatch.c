@@ -43,7 +43,7 @@ struct json_object *qmp_greeting(void)
 /* The members of a request, borrowed from it. */
 struct request_members {
     const char *execute;
-    struct json_object *arguments;      /* an object, or NULL */
+    struct json_object *arguments; /* an object, or NULL */
 };
 
 static int request_member(struct request_members *members, const char *name, struct json_object *value,

@@ -19,14 +19,14 @@ struct json_object;
 
 /* Who sends the requests: what a command may know and change about its session. */
 struct qmp_client {
-    bool negotiated;        /* qmp_capabilities was done: commands may be run, events are sent */
-    bool quit;              /* asked the daemon to stop; done once the reply is on its way */
+    bool negotiated; /* qmp_capabilities was done: commands may be run, events are sent */
+    bool quit;       /* asked the daemon to stop; done once the reply is on its way */
 };
 
 /* A request whose arguments are checked. Nothing has happened yet. */
 struct qmp_request {
     const struct command *command;
-    void *args;             /* of the type command->args */
+    void *args; /* of the type command->args */
 };
 
 /* The greeting for a new client; the caller's. */

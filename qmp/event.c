@@ -32,8 +32,8 @@ static const struct event_limit {
 struct event_subject {
     struct list_link link;
     struct timer timer;
-    char *key;                      /* owned */
-    struct json_object *pending;    /* owned; NULL: nothing came since */
+    char *key;                   /* owned */
+    struct json_object *pending; /* owned; NULL: nothing came since */
 };
 
 static struct list event_subjects = LIST_INIT(event_subjects);

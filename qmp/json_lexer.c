@@ -34,9 +34,9 @@ enum lexer_state {
 /* What to do with a byte. */
 struct lexer_step {
     enum lexer_state next;
-    enum json_token token;      /* NONE: go on */
-    bool keep;                  /* the byte belongs to the token */
-    bool again;                 /* the byte is looked at again in the next state */
+    enum json_token token; /* NONE: go on */
+    bool keep;             /* the byte belongs to the token */
+    bool again;            /* the byte is looked at again in the next state */
 };
 
 static bool lexer_is_digit(unsigned char c)

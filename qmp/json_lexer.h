@@ -15,20 +15,20 @@
 #include <stddef.h>
 
 enum json_token {
-    JSON_TOKEN_NONE,            /* all input is used, no token is complete yet */
-    JSON_TOKEN_PUNCTUATION,     /* text[0] is one of {}[],: */
-    JSON_TOKEN_STRING,          /* text holds the quotes, and escapes as they came */
+    JSON_TOKEN_NONE,        /* all input is used, no token is complete yet */
+    JSON_TOKEN_PUNCTUATION, /* text[0] is one of {}[],: */
+    JSON_TOKEN_STRING,      /* text holds the quotes, and escapes as they came */
     JSON_TOKEN_INTEGER,
     JSON_TOKEN_FLOAT,
-    JSON_TOKEN_KEYWORD,         /* lower case letters */
-    JSON_TOKEN_STRAY,           /* text is what cannot be JSON */
+    JSON_TOKEN_KEYWORD, /* lower case letters */
+    JSON_TOKEN_STRAY,   /* text is what cannot be JSON */
     JSON_TOKEN_NO_MEMORY
 };
 
 struct json_lexer {
     unsigned state;
-    bool discard;               /* set by the user: tokens are told apart, their text is not kept */
-    char *text;                 /* of the last token, ends with NUL; valid until the next call */
+    bool discard; /* set by the user: tokens are told apart, their text is not kept */
+    char *text;   /* of the last token, ends with NUL; valid until the next call */
     size_t size, room;
 };
 

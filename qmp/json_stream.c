@@ -18,18 +18,18 @@
 enum stream_want { WANT_FIRST, WANT_NEXT, WANT_COLON, WANT_VALUE, WANT_SEPARATOR };
 
 struct stream_level {
-    struct json_object *container;      /* owned */
+    struct json_object *container; /* owned */
     bool is_object;
     enum stream_want want;
-    char *key;                          /* owned: of the value to come */
+    char *key; /* owned: of the value to come */
 };
 
 struct json_stream {
     struct json_lexer lexer;
     struct stream_level levels[JSON_STREAM_DEPTH_MAX];
     unsigned depth;
-    uint64_t skip_depth;        /* brackets still open in a message that failed; lexer.discard says so */
-    size_t size, tokens;        /* of the message so far */
+    uint64_t skip_depth; /* brackets still open in a message that failed; lexer.discard says so */
+    size_t size, tokens; /* of the message so far */
 };
 
 struct json_stream *json_stream_new(void)
@@ -189,8 +189,8 @@ static void stream_value(struct json_stream *stream, struct json_object *value, 
 static void stream_open(struct json_stream *stream, bool is_object, struct json_item *item)
 {
     if (stream->depth == JSON_STREAM_DEPTH_MAX) {
-        item_set_error(item, memory_format("JSON nesting depth limit exceeded (at most %u levels)",
-                                           JSON_STREAM_DEPTH_MAX));
+        item_set_error(item,
+                       memory_format("JSON nesting depth limit exceeded (at most %u levels)", JSON_STREAM_DEPTH_MAX));
         return;
     }
     stream->levels[stream->depth++] = (struct stream_level){
@@ -305,8 +305,8 @@ static void stream_too_large(struct json_stream *stream, enum json_token token, 
 {
     uint64_t depth = stream_depth_after(stream->depth, &stream->lexer, token);
 
-    item_set_error(item, memory_format("JSON message size limit exceeded (at most %u MiB)",
-                                       JSON_STREAM_SIZE_MAX >> 20));
+    item_set_error(item,
+                   memory_format("JSON message size limit exceeded (at most %u MiB)", JSON_STREAM_SIZE_MAX >> 20));
     stream_skip(stream, depth, token == JSON_TOKEN_NONE);
 }
 

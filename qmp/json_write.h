@@ -12,10 +12,10 @@
 struct json_object;
 
 struct json_text {
-    char *data;             /* owned; no NUL at its end */
+    char *data; /* owned; no NUL at its end */
     size_t size, room;
-    size_t limit;           /* most bytes; 0 = no limit */
-    bool failed;            /* over the limit, or no memory: data is cut off */
+    size_t limit; /* most bytes; 0 = no limit */
+    bool failed;  /* over the limit, or no memory: data is cut off */
 };
 
 /* Appends value, which is at most some hundred levels deep (input never is, see json_stream.h). */

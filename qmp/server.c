@@ -31,8 +31,8 @@
 struct listener {
     struct list_link link;
     struct evconnlistener *events;
-    struct event *retry;            /* after accept() failed */
-    char *path;                     /* owned: socket file to remove at the end, or NULL */
+    struct event *retry; /* after accept() failed */
+    char *path;          /* owned: socket file to remove at the end, or NULL */
     bool pretty;
 };
 

@@ -167,8 +167,7 @@ static int inet_listen_port(const struct inet_socket_address *address, struct ad
     return count ? count : failure;
 }
 
-static int socket_inet_listen(const struct inet_socket_address *address, int fds[SOCKET_LISTEN_MAX],
-                              struct error *err)
+static int socket_inet_listen(const struct inet_socket_address *address, int fds[SOCKET_LISTEN_MAX], struct error *err)
 {
     struct addrinfo *list;
     int result = inet_lookup(address, true, &list, err);
@@ -229,8 +228,7 @@ static int socket_fd(const char *text, bool listening, struct error *err)
     if (getsockopt((int)fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &size))
         return error_set(err, -errno, "File descriptor '%s' is not a socket", text);
     if (listening != (bool)accepts)
-        return error_set(err, -EINVAL, "File descriptor '%s' is %s listening socket", text,
-                         listening ? "not a" : "a");
+        return error_set(err, -EINVAL, "File descriptor '%s' is %s listening socket", text, listening ? "not a" : "a");
     fcntl((int)fd, F_SETFD, FD_CLOEXEC);
     if (listening)
         fcntl((int)fd, F_SETFL, fcntl((int)fd, F_GETFL) | O_NONBLOCK);

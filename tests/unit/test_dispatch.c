@@ -118,8 +118,9 @@ static const struct dispatch_case {
      GENERIC("Parameter 'actions[0].type' is missing")},
     {true, "{\"execute\":\"transaction\",\"arguments\":{\"actions\":[{\"type\":\"blockdev-del\"}]}}",
      GENERIC("Parameter 'actions[0].data' is missing")},
-    {true, "{\"execute\":\"transaction\",\"arguments\":{\"actions\":[{\"type\":\"blockdev-add\",\"data\":{\"driver\":"
-           "\"null-co\"}}]}}",
+    {true,
+     "{\"execute\":\"transaction\",\"arguments\":{\"actions\":[{\"type\":\"blockdev-add\",\"data\":{\"driver\":"
+     "\"null-co\"}}]}}",
      GENERIC("'node-name' must be specified for the root node")},
     {true, "{\"execute\":\"object-add\",\"arguments\":{\"qom-type\":\"iothread\",\"id\":\"i o\"}}",
      GENERIC("Parameter 'id' expects an identifier")},

@@ -245,8 +245,9 @@ START_TEST(test_json_pretty)
 
     json_write(&text, value, true);
     json_text_append(&text, "", 1);
-    ck_assert_str_eq(text.data, "{\r\n    \"a\": {\r\n    },\r\n    \"b\": [\r\n        [\r\n        ],\r\n        1,\r\n"
-                                "        {\r\n            \"c\": 2\r\n        }\r\n    ]\r\n}");
+    ck_assert_str_eq(text.data,
+                     "{\r\n    \"a\": {\r\n    },\r\n    \"b\": [\r\n        [\r\n        ],\r\n        1,\r\n"
+                     "        {\r\n            \"c\": 2\r\n        }\r\n    ]\r\n}");
     json_text_clear(&text);
     json_object_put(value);
 }

@@ -22,8 +22,8 @@
 #include "qmp/json_write.h"
 
 struct row {
-    const char *command, *arguments;    /* arguments in single quotes, or NULL */
-    const char *contains;               /* of the reply, with single quotes */
+    const char *command, *arguments; /* arguments in single quotes, or NULL */
+    const char *contains;            /* of the reply, with single quotes */
 };
 
 static void setup(void)
@@ -103,7 +103,10 @@ static void run_script(const struct row *rows, unsigned count)
 
 #define RUN(rows) run_script(rows, array_size(rows))
 #define OK "{'return': {}}"
-#define NO_NODES {"query-named-block-nodes", NULL, "{'return': []}"}
+#define NO_NODES                                          \
+    {                                                     \
+        "query-named-block-nodes", NULL, "{'return': []}" \
+    }
 
 START_TEST(test_commands_nodes)
 {
@@ -112,8 +115,7 @@ START_TEST(test_commands_nodes)
         {"blockdev-add", "{'driver':'null-co','node-name':'n0'}", "Duplicate nodes with node-name='n0'"},
         {"blockdev-add", "{'driver':'null-co','node-name':'_x'}", "Invalid node-name: '_x'"},
         {"blockdev-add", "{'driver':'null-co','node-name':''}", "Invalid node-name: ''"},
-        {"blockdev-add", "{'driver':'raw','node-name':'r0','file':'nope'}",
-         "nor node-name='nope'"},
+        {"blockdev-add", "{'driver':'raw','node-name':'r0','file':'nope'}", "nor node-name='nope'"},
         {"blockdev-add", "{'driver':'raw','node-name':'r0','file':'r0'}", "'error'"},
         {"blockdev-add", "{'driver':'raw','node-name':'r0','offset':1048577,'file':'n0'}", "'error'"},
         {"blockdev-add", "{'driver':'raw','node-name':'r0','offset':4096,'file':'n0'}", OK},
@@ -218,7 +220,8 @@ START_TEST(test_commands_objects)
         {"qom-get", "{'path':'io','property':'type'}", "{'return': 'iothread'}"},
         {"qom-get", "{'path':'io','property':'poll-max-ns'}", "{'return': 32768}"},
         {"qom-get", "{'path':'io','property':'nope'}", "Property 'iothread.nope' not found"},
-        {"qom-get", "{'path':'nope','property':'nope'}", "{'error': {'class': 'DeviceNotFound', 'desc': 'Device 'nope'"},
+        {"qom-get", "{'path':'nope','property':'nope'}",
+         "{'error': {'class': 'DeviceNotFound', 'desc': 'Device 'nope'"},
         {"qom-set", "{'path':'io','property':'poll-max-ns','value':5}", OK},
         {"qom-get", "{'path':'/objects/io','property':'poll-max-ns'}", "{'return': 5}"},
         {"qom-set", "{'path':'io','property':'poll-max-ns','value':'a'}",

@@ -27,7 +27,7 @@
 
 struct peer {
     int fd;
-    char *text;         /* what came so far */
+    char *text; /* what came so far */
     size_t size, room;
     bool closed;
 };
@@ -201,7 +201,8 @@ END_TEST
 START_TEST(test_server_bytes)
 {
     struct peer peer = peer_open(true);
-    static const char text[] = "{\"execute\": \"query-sources\", \"id\": \"\xc3\xa9\"} [] {\"a\" # {\"execute\":'query-sources'}";
+    static const char text[] =
+        "{\"execute\": \"query-sources\", \"id\": \"\xc3\xa9\"} [] {\"a\" # {\"execute\":'query-sources'}";
 
     for (size_t i = 0; i + 1 < sizeof(text); i++) {
         char one[2] = {text[i]};
@@ -484,9 +485,9 @@ END_TEST
 int main(void)
 {
     const TTest *const all[] = {
-        test_server_order,       test_server_bytes,       test_server_two_clients, test_server_events,
-        test_server_event_limit, test_server_never_reads, test_server_half_closed, test_server_vanishes,
-        test_server_quit,        test_server_files,       test_server_listen,      test_server_bad_addresses,
+        test_server_order,       test_server_bytes,           test_server_two_clients, test_server_events,
+        test_server_event_limit, test_server_never_reads,     test_server_half_closed, test_server_vanishes,
+        test_server_quit,        test_server_files,           test_server_listen,      test_server_bad_addresses,
         test_server_reads_late,  test_server_reads_no_events,
     };
     Suite *suite = suite_create("qmp_server");
