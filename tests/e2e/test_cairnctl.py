@@ -177,12 +177,15 @@ class Shell(Program):
                     pass
             return text in self.plain()
 
-        wait_until(arrived, f"{text!r} in {self.seen!r}")
+        try:
+            wait_until(arrived, text)
+        except AssertionError:
+            self.fail(f"expected {text!r}, saw {self.seen!r}")
         self.seen = ""
 
     def plain(self):
-        """What is seen without control sequences."""
-        return re.sub(r"\033\[[0-9;?]*[A-Za-z]", "", self.seen)
+        """What is seen, without the ways in which the cursor gets there."""
+        return re.sub(r"\r?\033\[[0-9;?]*[A-Za-z]", "", self.seen)
 
     def type(self, text):
         os.write(self.terminal, text.encode())
@@ -211,7 +214,7 @@ class Shell(Program):
                              ("blockdev-add driver=raw file.driver=host\t", "host_device "),
                              ("blockdev-add driver=raw file=d\t", "disk0 "), ("blockdev-del node-name=\t", "disk0 "),
                              ("node \t", "options "), ("node options d\t", "disk0 "), ("help blockdev-d\t", "del "),
-                             ("blockdev-add driver=null-co read-only=\t", "read-only=on")):
+                             ("blockdev-add driver=null-co read-only=\t\t", "read-only=on")):
             with self.subTest(typed=typed):
                 self.type(typed)
                 self.expect(shown)
