@@ -57,8 +57,10 @@ static enum step file_submit(struct file *file, struct request *req, bool write,
             req->ring.complete = file_complete_direct_write;
         }
     }
-    ring->ops->rw(ring, &req->ring, write, file->fd, req->iov, req->iov_count, req->offset,
-                  rw_flags | (file->direct ? 0 : RING_CACHED));
+    /* A FUA write waits for the disk: that is more than a write into the cache. */
+    if (!file->direct && !rw_flags)
+        rw_flags = RING_CACHED;
+    ring->ops->rw(ring, &req->ring, write, file->fd, req->iov, req->iov_count, req->offset, rw_flags);
     return STEP_HELD;
 }
 

@@ -1,11 +1,13 @@
 /*
  * The file driver's I/O on real files: against a model, with odd sizes and
- * offsets, short transfers, failing flushes, no room, and aligned direct
+ * offsets, short transfers, failing flushes, full disks, and aligned direct
  * writes against read-modify-write in the same blocks. Each test runs on
  * io_uring and on the thread ring. Works without root; what the file system
  * below TMPDIR does not have is left out.
  */
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 
 #include "tests/unit/node_harness.h"
@@ -385,6 +387,57 @@ static void no_room(void)
     close_node(edge.child);
 }
 
+/* A tmpfs of its own, which is full soon: the error is told, what was there stays, and room helps. */
+
+#define SMALL_DISK (1024u * 1024)
+#define SMALL_PIECE (64u * 1024)
+
+static void small_disk(void)
+{
+    static unsigned char bytes[SMALL_PIECE], back[SMALL_PIECE];
+    struct edge edge = {0};
+    uint64_t offset = 0;
+    int result;
+
+    make_file(8 * SMALL_DISK);
+    edge.child = open_node("a", false);
+    memset(bytes, 3, sizeof(bytes));
+    while ((result = edge_write(&edge, offset, bytes, SMALL_PIECE, 0)) == 0)
+        offset += SMALL_PIECE;
+    ck_assert_int_eq(result, -ENOSPC);
+    ck_assert_uint_gt(offset, SMALL_DISK / 2);
+    ck_assert_int_eq(edge_write_zeroes(&edge, 4 * SMALL_DISK, SMALL_DISK, 0), -ENOSPC);
+    ck_assert_int_eq(edge_flush(&edge), 0);
+    ck_assert_int_eq(edge_read(&edge, offset - SMALL_PIECE, back, SMALL_PIECE), 0);
+    ck_assert_mem_eq(back, bytes, SMALL_PIECE);
+    ck_assert_int_eq(edge_discard(&edge, 0, 4 * SMALL_PIECE), 0);
+    ck_assert_int_eq(edge_write(&edge, offset, bytes, SMALL_PIECE, 0), 0);
+    /* Zeroes that keep their space, and zeroes that do not. */
+    ck_assert_int_eq(edge_write_zeroes(&edge, offset, SMALL_PIECE, 0), 0);
+    ck_assert_int_eq(edge_write_zeroes(&edge, 0, 8 * SMALL_DISK, REQ_MAY_UNMAP | REQ_FAST_ONLY), 0);
+    ck_assert_int_eq(edge_read(&edge, offset - 1, back, 2), 0);
+    ck_assert_uint_eq(back[0] | back[1], 0);
+    close_node(edge.child);
+}
+
+/* The mount is this process's own; it must be there before any thread is. */
+START_TEST(test_small_disk)
+{
+    AUTO_FREE char *directory = memory_format("%s.mount", test_path);
+
+    mkdir(directory, 0700);
+    if ((unshare(CLONE_NEWNS) == 0 || unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0) &&
+        mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
+        mount("tmpfs", directory, "tmpfs", 0, "size=1m") == 0) {
+        snprintf(test_path, sizeof(test_path), "%s/file", directory);
+        run_on(LOOP_RING_URING, small_disk);
+        run_on(LOOP_RING_THREADS, small_disk);
+        umount2(directory, MNT_DETACH);
+    }
+    rmdir(directory);
+}
+END_TEST
+
 BOTH_RINGS(random_buffered)
 BOTH_RINGS(random_direct)
 BOTH_RINGS(random_short)
@@ -397,7 +450,8 @@ BOTH_RINGS(no_room)
 int main(void)
 {
     const TTest *const all[] = {test_random_buffered, test_random_direct, test_random_short, test_race_direct,
-                                test_odd_end,         test_holes,         test_flushing,     test_no_room};
+                                test_odd_end,         test_holes,         test_flushing,     test_no_room,
+                                test_small_disk};
 
     test_ring_ops = make_bad;
     return run_tests("file", all, array_size(all));
