@@ -62,7 +62,8 @@ static int chardev_take_bool(struct json_object *object, const char *key, bool f
 
 static int chardev_finish(struct json_object *object, struct error *err)
 {
-    json_object_object_foreach(object, key, value) {
+    json_object_object_foreach(object, key, value)
+    {
         (void)value;
         return error_set(err, -EINVAL, "Parameter '%s' is unexpected", key);
     }

@@ -29,24 +29,26 @@ static const struct command_line_option {
     const char *argument;   /* NULL: takes none */
     const char *help;
 } command_line_options[] = {
-    { "blockdev", COMMAND_LINE_BLOCKDEV, "OPTIONS", "add a node ('help' lists drivers, 'DRIVER,help' their options)" },
-    { "object", COMMAND_LINE_OBJECT, "OPTIONS", "make an object ('help' lists types)" },
-    { "nbd-server", COMMAND_LINE_NBD_SERVER, "OPTIONS", "start an NBD server: addr.type=unix,addr.path=PATH or\n"
-                                                        "addr.type=inet,addr.host=HOST,addr.port=PORT" },
-    { "export", COMMAND_LINE_EXPORT, "OPTIONS", "export a node or a source ('help' lists types)" },
-    { "qmp", COMMAND_LINE_QMP, "PATH", "serve QMP on a UNIX socket" },
-    { "chardev", COMMAND_LINE_CHARDEV, "OPTIONS", "describe a connection for --monitor:\n"
-                                                  "socket,id=ID,path=PATH,server=on,wait=off; socket,id=ID,fd=N;\n"
-                                                  "stdio,id=ID" },
-    { "monitor", COMMAND_LINE_MONITOR, "OPTIONS", "serve QMP on a chardev: chardev=ID[,pretty=on]" },
-    { "config", COMMAND_LINE_CONFIG, "FILE", "run the QMP commands in FILE" },
-    { "daemonize", COMMAND_LINE_DAEMONIZE, NULL, "go to the background once everything is ready" },
-    { "pidfile", COMMAND_LINE_PIDFILE, "PATH", "keep the process id in PATH, locked" },
-    { "log-level", COMMAND_LINE_LOG_LEVEL, "LEVEL", "error, warning, info (default) or debug" },
-    { "ring", COMMAND_LINE_RING, "KIND", "how I/O is done: auto (default), io_uring or threads" },
-    { "schema", COMMAND_LINE_SCHEMA, NULL, "print the JSON Schema of all options and commands" },
-    { "version", COMMAND_LINE_VERSION, NULL, "print the version" },
-    { "help", COMMAND_LINE_HELP, NULL, "print this" },
+    {"blockdev", COMMAND_LINE_BLOCKDEV, "OPTIONS", "add a node ('help' lists drivers, 'DRIVER,help' their options)"},
+    {"object", COMMAND_LINE_OBJECT, "OPTIONS", "make an object ('help' lists types)"},
+    {"nbd-server", COMMAND_LINE_NBD_SERVER, "OPTIONS",
+     "start an NBD server: addr.type=unix,addr.path=PATH or\n"
+     "addr.type=inet,addr.host=HOST,addr.port=PORT"},
+    {"export", COMMAND_LINE_EXPORT, "OPTIONS", "export a node or a source ('help' lists types)"},
+    {"qmp", COMMAND_LINE_QMP, "PATH", "serve QMP on a UNIX socket"},
+    {"chardev", COMMAND_LINE_CHARDEV, "OPTIONS",
+     "describe a connection for --monitor:\n"
+     "socket,id=ID,path=PATH,server=on,wait=off; socket,id=ID,fd=N;\n"
+     "stdio,id=ID"},
+    {"monitor", COMMAND_LINE_MONITOR, "OPTIONS", "serve QMP on a chardev: chardev=ID[,pretty=on]"},
+    {"config", COMMAND_LINE_CONFIG, "FILE", "run the QMP commands in FILE"},
+    {"daemonize", COMMAND_LINE_DAEMONIZE, NULL, "go to the background once everything is ready"},
+    {"pidfile", COMMAND_LINE_PIDFILE, "PATH", "keep the process id in PATH, locked"},
+    {"log-level", COMMAND_LINE_LOG_LEVEL, "LEVEL", "error, warning, info (default) or debug"},
+    {"ring", COMMAND_LINE_RING, "KIND", "how I/O is done: auto (default), io_uring or threads"},
+    {"schema", COMMAND_LINE_SCHEMA, NULL, "print the JSON Schema of all options and commands"},
+    {"version", COMMAND_LINE_VERSION, NULL, "print the version"},
+    {"help", COMMAND_LINE_HELP, NULL, "print this"},
 };
 
 #define COMMAND_LINE_OPTION_COUNT array_size(command_line_options)
@@ -86,7 +88,7 @@ static bool command_line_asks_help(const char *value)
 static void command_line_add_step(struct command_line *line, enum command_line_kind kind, const char *value)
 {
     line->steps = memory_grow(line->steps, line->step_count + 1, sizeof(*line->steps));
-    line->steps[line->step_count++] = (struct command_line_step){ kind, value };
+    line->steps[line->step_count++] = (struct command_line_step){kind, value};
     line->help_of_step = kind != COMMAND_LINE_QMP && kind != COMMAND_LINE_CONFIG && command_line_asks_help(value);
 }
 
@@ -112,8 +114,8 @@ static int command_line_obey(struct command_line *line, const struct command_lin
         line->pidfile = value;
         break;
     case COMMAND_LINE_LOG_LEVEL:
-        choice = command_line_choose(option->name, value, command_line_log_levels,
-                                     array_size(command_line_log_levels), err);
+        choice =
+            command_line_choose(option->name, value, command_line_log_levels, array_size(command_line_log_levels), err);
         line->log_level = (enum log_level)choice;
         break;
     case COMMAND_LINE_RING:
@@ -139,15 +141,15 @@ static int command_line_error(int found, char **argv, struct error *err)
 
 int command_line_parse(struct command_line *ret, int argc, char **argv, struct error *err)
 {
-    struct option options[COMMAND_LINE_OPTION_COUNT + 1] = { 0 };
+    struct option options[COMMAND_LINE_OPTION_COUNT + 1] = {0};
     int found, index, rc = 0;
 
     for (unsigned i = 0; i < COMMAND_LINE_OPTION_COUNT; i++) {
         const struct command_line_option *row = &command_line_options[i];
         /* ids of steps start at 0, which getopt takes for its own */
-        options[i] = (struct option){ row->name, row->argument ? required_argument : no_argument, NULL, 512 + (int)i };
+        options[i] = (struct option){row->name, row->argument ? required_argument : no_argument, NULL, 512 + (int)i};
     }
-    *ret = (struct command_line){ .log_level = LOG_LEVEL_INFO, .ring = LOOP_RING_AUTO };
+    *ret = (struct command_line){.log_level = LOG_LEVEL_INFO, .ring = LOOP_RING_AUTO};
     opterr = 0;
     optind = 0;     /* start anew: tests parse more than once */
     while (rc == 0 && !ret->help_of_step && (found = getopt_long(argc, argv, "+:hV", options, &index)) != -1) {
@@ -168,7 +170,7 @@ int command_line_parse(struct command_line *ret, int argc, char **argv, struct e
 void command_line_clear(struct command_line *line)
 {
     free(line->steps);
-    *line = (struct command_line){ 0 };
+    *line = (struct command_line){0};
 }
 
 const char *command_line_name(enum command_line_kind kind)
@@ -191,8 +193,8 @@ void command_line_help(void)
          "key=value,dotted.key=value (\",,\" stands for a comma in a value) or a JSON object.\n");
     for (unsigned i = 0; i < COMMAND_LINE_OPTION_COUNT; i++) {
         const struct command_line_option *row = &command_line_options[i];
-        AUTO_FREE char *head = memory_format("--%s%s%s", row->name, row->argument ? " " : "",
-                                             row->argument ? row->argument : "");
+        AUTO_FREE char *head =
+            memory_format("--%s%s%s", row->name, row->argument ? " " : "", row->argument ? row->argument : "");
         printf("  %-22s ", head);
         for (const char *at = row->help; *at; at++) {
             putchar(*at);

@@ -77,8 +77,8 @@ static unsigned config_line(const char *text, size_t at)
 
 static int config_item(struct json_item *item, struct error *err)
 {
-    int rc = item->kind == JSON_ITEM_VALUE ? config_value(item->value, err)
-                                           : error_set(err, -EINVAL, "%s", item->error);
+    int rc =
+        item->kind == JSON_ITEM_VALUE ? config_value(item->value, err) : error_set(err, -EINVAL, "%s", item->error);
     json_item_clear(item);
     return rc;
 }
@@ -90,7 +90,7 @@ static int config_text(const char *text, size_t size, struct error *err)
     int rc = 0;
 
     while (rc == 0 && at < size) {
-        struct json_item item = { 0 };
+        struct json_item item = {0};
         at += strspn(text + at, " \t\r\n");
         start = at;
         at += json_stream_feed(stream, text + at, size - at, &item);

@@ -73,7 +73,7 @@ static int life_start(struct error *err)
 
 static void life_run(void *arg)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
 
     (void)arg;
     qmp_shutdown = life_end;
@@ -108,9 +108,9 @@ static void life_raise_limits(void)
 
 static int life_loop(void)
 {
-    static const int signals[] = { SIGTERM, SIGINT, SIGHUP };
+    static const int signals[] = {SIGTERM, SIGINT, SIGHUP};
     struct event *events[array_size(signals)];
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
     struct loop *loop;
 
     loop_set_ring(life.line.ring);
@@ -135,7 +135,7 @@ static int life_loop(void)
 /* The process itself: what must happen before there is any thread. */
 static int life_process(void)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
 
     log_set_level(life.line.log_level);
     signal(SIGPIPE, SIG_IGN);
@@ -162,7 +162,7 @@ static int life_finish_output(void)
 
 int main(int argc, char **argv)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
     int status = EXIT_FAILURE, rc = command_line_parse(&life.line, argc, argv, &err);
 
     if (rc == 0 && life.line.help_of_step) {

@@ -32,7 +32,7 @@ int pidfile_lock(const char *path, struct error *err)
 {
     for (;;) {
         AUTO_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-        struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+        struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 
         if (fd < 0)
             return error_set(err, -errno, "--pidfile %s: cannot open: %s", path, strerror(errno));

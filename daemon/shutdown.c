@@ -25,7 +25,7 @@
 static void shutdown_announce(const char *reason)
 {
     AUTO_FREE char *copy = memory_string(reason);
-    struct shutdown_event event = { .guest = false, .reason = copy };
+    struct shutdown_event event = {.guest = false, .reason = copy};
 
     event_emit("SHUTDOWN", &shutdown_event_type, &event);
 }
@@ -40,7 +40,7 @@ static int shutdown_change(struct change *change, int rc, struct error *err)
 
 static void shutdown_sources(void)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
     struct change *change = change_new();
     struct source *source;
     int rc = 0;
@@ -54,7 +54,7 @@ static void shutdown_sources(void)
 /* Closes the nodes that nobody uses. False when there are none left, or it failed. */
 static bool shutdown_unused_nodes(void)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
     struct change *change = change_new();
     struct node *node;
     unsigned count = 0;

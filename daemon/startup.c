@@ -75,7 +75,7 @@ static int startup_nbd_server(const char *text, struct error *err)
 static int startup_qmp(const char *path, struct error *err)
 {
     AUTO_FREE char *copy = memory_string(path);
-    struct socket_address address = { .type = SOCKET_ADDRESS_TYPE_UNIX, .u.unix_.path = copy };
+    struct socket_address address = {.type = SOCKET_ADDRESS_TYPE_UNIX, .u.unix_.path = copy};
 
     return qmp_listen(&address, false, err);
 }
@@ -115,14 +115,10 @@ int startup_sockets(struct systemd_socket *sockets, unsigned count, struct error
 int startup_run(const struct command_line *line, struct error *err)
 {
     static int (*const steps[COMMAND_LINE_KIND_COUNT])(const char *value, struct error *err) = {
-        [COMMAND_LINE_BLOCKDEV] = startup_blockdev,
-        [COMMAND_LINE_CHARDEV] = chardev_add,
-        [COMMAND_LINE_CONFIG] = config_run,
-        [COMMAND_LINE_EXPORT] = startup_export,
-        [COMMAND_LINE_MONITOR] = chardev_monitor_add,
-        [COMMAND_LINE_NBD_SERVER] = startup_nbd_server,
-        [COMMAND_LINE_OBJECT] = startup_object,
-        [COMMAND_LINE_QMP] = startup_qmp,
+        [COMMAND_LINE_BLOCKDEV] = startup_blockdev,   [COMMAND_LINE_CHARDEV] = chardev_add,
+        [COMMAND_LINE_CONFIG] = config_run,           [COMMAND_LINE_EXPORT] = startup_export,
+        [COMMAND_LINE_MONITOR] = chardev_monitor_add, [COMMAND_LINE_NBD_SERVER] = startup_nbd_server,
+        [COMMAND_LINE_OBJECT] = startup_object,       [COMMAND_LINE_QMP] = startup_qmp,
     };
     int rc = 0;
 

@@ -53,7 +53,7 @@ void systemd_sockets_free(struct systemd_socket *sockets, unsigned count)
 void systemd_notify(const char *state)
 {
     const char *path = getenv("NOTIFY_SOCKET");
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t length = path ? strlen(path) : 0;
 
     if (length < 2 || length > sizeof(address.sun_path) || (path[0] != '/' && path[0] != '@'))

@@ -23,12 +23,12 @@
 enum cairnctl_option { CAIRNCTL_RAW = 256, CAIRNCTL_COLOR };
 
 static const struct option cairnctl_options[] = {
-    { "socket", required_argument, NULL, 's' },
-    { "raw", no_argument, NULL, CAIRNCTL_RAW },
-    { "color", required_argument, NULL, CAIRNCTL_COLOR },
-    { "help", no_argument, NULL, 'h' },
-    { "version", no_argument, NULL, 'V' },
-    { NULL, 0, NULL, 0 },
+    {"socket", required_argument, NULL, 's'},
+    {"raw", no_argument, NULL, CAIRNCTL_RAW},
+    {"color", required_argument, NULL, CAIRNCTL_COLOR},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, 'V'},
+    {NULL, 0, NULL, 0},
 };
 
 static const char cairnctl_usage[] =
@@ -41,8 +41,8 @@ static const char cairnctl_usage_end[] =
     "An argument is key=value, key:=JSON, a JSON object, or - for one on standard input.\n"
     "Dots lead into objects and lists: file.driver=file, iothreads.0=io1.\n"
     "\n"
-    "SOCKET is $CAIRN_SOCKET unless told, else " CAIRNCTL_LOCAL_SOCKET " if that exists, else\n"
-    CAIRNCTL_SYSTEM_SOCKET ".\n"
+    "SOCKET is $CAIRN_SOCKET unless told, else " CAIRNCTL_LOCAL_SOCKET " if that exists, else\n" CAIRNCTL_SYSTEM_SOCKET
+    ".\n"
     "\n"
     "Exit status: 0 done, 1 the daemon refused, 2 wrong usage, 3 no connection.\n";
 
@@ -118,8 +118,8 @@ static int cairnctl_parse(struct session *session, int argc, char **argv, const 
 
 int main(int argc, char **argv)
 {
-    AUTO_ERROR struct error err = { 0 };
-    struct session session = { .color = cairnctl_default_color() };
+    AUTO_ERROR struct error err = {0};
+    struct session session = {.color = cairnctl_default_color()};
     const char *socket = cairnctl_default_socket();
 
     setlocale(LC_ALL, "");

@@ -87,7 +87,8 @@ static int arguments_merge(struct json_object *root, const char *text, struct er
         json_object_put(object);
         return error_set(err, -EINVAL, "arguments must be a JSON object: %s", text);
     }
-    json_object_object_foreach(object, key, value) {
+    json_object_object_foreach(object, key, value)
+    {
         if (json_object_object_get_ex(root, key, NULL))
             rc = error_set(err, -EINVAL, "argument '%s' is given twice", key);
         else
@@ -169,7 +170,7 @@ static struct json_object *arguments_number(const char *text)
 
 static struct json_object *arguments_boolean(const char *text)
 {
-    static const char *const words[] = { "off", "on", "no", "yes", "false", "true" };
+    static const char *const words[] = {"off", "on", "no", "yes", "false", "true"};
 
     for (unsigned i = 0; i < array_size(words); i++)
         if (strcmp(text, words[i]) == 0)
@@ -233,7 +234,8 @@ static struct json_object *arguments_typed(const struct schema *schema, struct j
         if (list && !object && arguments_marked(value)) {
             result = arguments_list(schema, list, value, err);
         } else {
-            json_object_object_foreach(value, key, member) {
+            json_object_object_foreach(value, key, member)
+            {
                 struct json_object *wanted = schema_member(schema, object, value, key);
                 struct json_object *typed = arguments_typed(schema, wanted, json_object_get(member), err);
                 /* the key exists: only its value is replaced, which a walk permits */
@@ -249,7 +251,7 @@ static struct json_object *arguments_typed(const struct schema *schema, struct j
 int arguments_parse(const struct schema *schema, const char *command, char *const *words, unsigned count,
                     struct json_object **ret, struct error *err)
 {
-    AUTO_ERROR struct error local = { 0 };
+    AUTO_ERROR struct error local = {0};
     struct json_object *root = json_object_new_object();
     int rc = 0;
 

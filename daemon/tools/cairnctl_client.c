@@ -20,7 +20,7 @@
 
 void client_init(struct client *client)
 {
-    *client = (struct client){ .fd = -1 };
+    *client = (struct client){.fd = -1};
 }
 
 void client_close(struct client *client)
@@ -150,8 +150,8 @@ static int client_refused(struct json_object *reply, struct error *err)
                      text ? json_object_get_string(text) : "(no text)");
 }
 
-int client_execute(struct client *client, const char *command, struct json_object *arguments,
-                   struct json_object **ret, struct error *err)
+int client_execute(struct client *client, const char *command, struct json_object *arguments, struct json_object **ret,
+                   struct error *err)
 {
     struct json_object *message = json_object_new_object();
     json_object_object_add(message, "execute", json_object_new_string(command));
@@ -209,7 +209,7 @@ int client_take_events(struct client *client, struct error *err)
 
 static int client_open(struct client *client, const char *path, struct error *err)
 {
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
 
     if (strlen(path) >= sizeof(address.sun_path))
         return error_set(err, -ENAMETOOLONG, "socket path '%s' is longer than %zu bytes", path,

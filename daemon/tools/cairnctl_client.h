@@ -38,8 +38,8 @@ void client_close(struct client *client);
  * that it returned: the caller's. CLIENT_REFUSED with the daemon's "class:
  * text" in err; client->line is the reply as it came.
  */
-int client_execute(struct client *client, const char *command, struct json_object *arguments,
-                   struct json_object **ret, struct error *err);
+int client_execute(struct client *client, const char *command, struct json_object *arguments, struct json_object **ret,
+                   struct error *err);
 
 /* Waits for the next event and hands it to event(). -ECONNRESET when the daemon went away. */
 int client_wait_event(struct client *client, struct error *err);

@@ -27,15 +27,15 @@ struct complete_state {
 static const struct complete_source {
     const char *command, *argument, *query, *member;
 } complete_sources[] = {
-    { "blockdev-add", "node-name", NULL, NULL },
-    { "block-export-add", "id", NULL, NULL },
-    { "block-export-add", "iothread", "query-iothreads", "id" },
-    { "block-export-del", "id", "query-block-exports", "id" },
-    { "object-del", "id", "query-iothreads", "id" },
-    { "source-del", "id", "query-sources", "id" },
-    { NULL, "node-name", "query-named-block-nodes", "node-name" },
-    { NULL, "node", "query-named-block-nodes", "node-name" },
-    { NULL, "device", "query-named-block-nodes", "node-name" },
+    {"blockdev-add", "node-name", NULL, NULL},
+    {"block-export-add", "id", NULL, NULL},
+    {"block-export-add", "iothread", "query-iothreads", "id"},
+    {"block-export-del", "id", "query-block-exports", "id"},
+    {"object-del", "id", "query-iothreads", "id"},
+    {"source-del", "id", "query-sources", "id"},
+    {NULL, "node-name", "query-named-block-nodes", "node-name"},
+    {NULL, "node", "query-named-block-nodes", "node-name"},
+    {NULL, "device", "query-named-block-nodes", "node-name"},
 };
 
 static void complete_add(struct complete_state *state, const char *text, const char *suffix)
@@ -181,7 +181,7 @@ void complete_word(struct session *session, char *const *words, unsigned count, 
         .prefix = memory_string(""),
     };
 
-    *ret = (struct completion){ 0 };
+    *ret = (struct completion){0};
     if (!state.schema)
         ;
     else if (count == 0 || (count == 1 && strcmp(words[0], "help") == 0))
@@ -201,5 +201,5 @@ void complete_clear(struct completion *completion)
     for (unsigned i = 0; i < completion->count; i++)
         free(completion->items[i]);
     free(completion->items);
-    *completion = (struct completion){ 0 };
+    *completion = (struct completion){0};
 }

@@ -100,7 +100,8 @@ static void print_object(FILE *out, struct json_object *object, bool color, int 
     bool first = true;
 
     fputc('{', out);
-    json_object_object_foreach(object, key, value) {
+    json_object_object_foreach(object, key, value)
+    {
         fprintf(out, "%s\n%*s%s\"", first ? "" : ",", indent + 2, "", print_color(color, PRINT_KEY));
         print_characters(out, key, true);
         fprintf(out, "\"%s: ", print_color(color, PRINT_PLAIN));
@@ -146,7 +147,8 @@ static void print_time(FILE *out, struct json_object *event)
 /* Members of nested objects get dotted names. */
 static void print_members(FILE *out, struct json_object *object, const char *prefix)
 {
-    json_object_object_foreach(object, key, value) {
+    json_object_object_foreach(object, key, value)
+    {
         AUTO_FREE char *name = memory_format("%s%s", prefix, key);
         if (json_object_is_type(value, json_type_object)) {
             AUTO_FREE char *dotted = memory_format("%s.", name);
@@ -181,7 +183,7 @@ void print_event(FILE *out, struct json_object *event, bool color)
 
 void print_size(char *ret, size_t room, uint64_t bytes)
 {
-    static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
     unsigned unit = 0;
 
     while (unit + 1 < array_size(units) && bytes >> (10 * (unit + 1)) != 0)

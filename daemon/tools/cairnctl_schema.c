@@ -171,7 +171,7 @@ static void schema_match(void *object, const char *name, struct json_object *typ
 struct json_object *schema_member(const struct schema *schema, struct json_object *type, struct json_object *value,
                                   const char *name)
 {
-    struct schema_search search = { .name = name };
+    struct schema_search search = {.name = name};
 
     schema_each_member(schema, type, value, schema_match, &search);
     return search.found;

@@ -81,7 +81,7 @@ void session_show_event(void *object, struct json_object *event, const char *lin
 
 static int session_events(struct session *session, char *const *words, unsigned count)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
     char *end = NULL;
     int rc = 0;
 
@@ -109,7 +109,7 @@ static int session_events(struct session *session, char *const *words, unsigned 
 
 static int session_node(struct session *session, char *const *words, unsigned count)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
 
     if (count != 2 || strcmp(words[0], "options") != 0)
         return session_usage("usage: node options NODE");
@@ -128,7 +128,6 @@ static int session_node(struct session *session, char *const *words, unsigned co
     json_object_put(list);
     return SESSION_OK;
 }
-
 
 static void session_help_value(void *object, const char *name)
 {
@@ -166,7 +165,7 @@ static void session_help_command(void *object, const char *name)
 
 static int session_help(struct session *session, char *const *words, unsigned count)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
     struct schema *schema = session_schema(session, &err);
 
     if (!schema)
@@ -210,11 +209,11 @@ static int session_tree(struct session *session, char *const *words, unsigned co
 }
 
 const struct session_command session_commands[] = {
-    { "events", "[-n COUNT] [NAME]", "shows events as they come", session_events },
-    { "help", "[COMMAND]", "lists commands, or the arguments of one", session_help },
-    { "node", "options NODE", "the options that would make the node again", session_node },
-    { "shell", "", "reads commands; with history and completion on a terminal", session_shell },
-    { "tree", "", "draws exports, sources and nodes", session_tree },
+    {"events", "[-n COUNT] [NAME]", "shows events as they come", session_events},
+    {"help", "[COMMAND]", "lists commands, or the arguments of one", session_help},
+    {"node", "options NODE", "the options that would make the node again", session_node},
+    {"shell", "", "reads commands; with history and completion on a terminal", session_shell},
+    {"tree", "", "draws exports, sources and nodes", session_tree},
 };
 
 const unsigned session_command_count = array_size(session_commands);
@@ -256,7 +255,7 @@ static int session_execute(struct session *session, char *const *words, unsigned
 
 int session_run(struct session *session, char *const *words, unsigned count)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
     const struct session_command *own = session_find_command(words[0]);
 
     if (own)

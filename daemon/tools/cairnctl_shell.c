@@ -49,8 +49,8 @@ static void shell_signal(int number)
 
 static void shell_catch_signals(bool on)
 {
-    static const int signals[] = { SIGINT, SIGWINCH, SIGCONT };
-    struct sigaction action = { .sa_handler = on ? shell_signal : SIG_DFL };
+    static const int signals[] = {SIGINT, SIGWINCH, SIGCONT};
+    struct sigaction action = {.sa_handler = on ? shell_signal : SIG_DFL};
 
     for (unsigned i = 0; i < array_size(signals); i++)
         sigaction(signals[i], &action, NULL);
@@ -88,7 +88,7 @@ static void shell_event(void *object, struct json_object *event, const char *lin
 /* Shows events above the line. False: the connection has ended. */
 static bool shell_take_events(struct shell *shell)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
 
     if (client_take_events(&shell->session->client, &err) < 0) {
         fputs("\r\033[K", stdout);
@@ -102,7 +102,7 @@ static bool shell_take_events(struct shell *shell)
 /* One character of the terminal's encoding from standard input: as read(2). */
 static int shell_read_character(wchar_t *ret)
 {
-    mbstate_t state = { 0 };
+    mbstate_t state = {0};
     char byte;
 
     for (;;) {
@@ -113,7 +113,7 @@ static int shell_read_character(wchar_t *ret)
         if (length <= 1)
             return 1;
         if (length == (size_t)-1)
-            state = (mbstate_t){ 0 };   /* not of this encoding: dropped */
+            state = (mbstate_t){0}; /* not of this encoding: dropped */
     }
 }
 
@@ -125,8 +125,8 @@ static int shell_getc(EditLine *line, wchar_t *ret)
     el_get(line, EL_CLIENTDATA, &shell);
     for (;;) {
         struct pollfd fds[] = {
-            { .fd = STDIN_FILENO, .events = POLLIN },
-            { .fd = shell->session->client.fd, .events = POLLIN },
+            {.fd = STDIN_FILENO, .events = POLLIN},
+            {.fd = shell->session->client.fd, .events = POLLIN},
         };
         fflush(stdout);
         if (poll(fds, array_size(fds), -1) < 0 && errno != EINTR)
@@ -294,7 +294,7 @@ static bool shell_may_quit(void)
 /* Runs a line; false when the shell is to end. */
 static bool shell_line(struct session *session, const char *text, bool terminal, int *status)
 {
-    AUTO_ERROR struct error err = { 0 };
+    AUTO_ERROR struct error err = {0};
     char **words;
     unsigned count;
     bool more = true;
@@ -305,8 +305,7 @@ static bool shell_line(struct session *session, const char *text, bool terminal,
         more = false;
     } else if (count > 0 && strcmp(words[0], "shell") == 0) {
         *status = session_usage("this is the shell");
-    } else if (count > 0 && words[0][0] != '#' &&
-               (!terminal || strcmp(words[0], "quit") != 0 || shell_may_quit())) {
+    } else if (count > 0 && words[0][0] != '#' && (!terminal || strcmp(words[0], "quit") != 0 || shell_may_quit())) {
         *status = session_run(session, words, count);
         more = *status != SESSION_CONNECTION && strcmp(words[0], "quit") != 0;
     }
@@ -316,7 +315,7 @@ static bool shell_line(struct session *session, const char *text, bool terminal,
 
 static int shell_terminal(struct session *session)
 {
-    struct shell shell = { .session = session };
+    struct shell shell = {.session = session};
     int status = SESSION_OK;
     bool more = true;
 

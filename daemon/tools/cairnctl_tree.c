@@ -202,8 +202,8 @@ static int tree_fetch(struct tree *tree, struct session *session, struct error *
 
 int tree_show(struct session *session)
 {
-    AUTO_ERROR struct error err = { 0 };
-    struct tree tree = { .color = session->color, .utf8 = strcmp(nl_langinfo(CODESET), "UTF-8") == 0 };
+    AUTO_ERROR struct error err = {0};
+    struct tree tree = {.color = session->color, .utf8 = strcmp(nl_langinfo(CODESET), "UTF-8") == 0};
     int status = SESSION_OK;
 
     if (tree_fetch(&tree, session, &err) == 0) {

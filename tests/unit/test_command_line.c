@@ -35,7 +35,7 @@ static void clear(void)
 /* Parses words that end with NULL, program's name not included. */
 static int parse(const char *const *words)
 {
-    char *argv[WORDS_MAX + 2] = { memory_string("cairnd") };
+    char *argv[WORDS_MAX + 2] = {memory_string("cairnd")};
     int argc = 1;
 
     for (; words[argc - 1]; argc++)
@@ -61,7 +61,7 @@ static void free_values(void)
 
 START_TEST(test_defaults)
 {
-    const char *const words[] = { NULL };
+    const char *const words[] = {NULL};
 
     ck_assert_int_eq(parse(words), 0);
     ck_assert(!line.help && !line.version && !line.schema && !line.daemonize && !line.help_of_step);
@@ -76,14 +76,17 @@ END_TEST
 START_TEST(test_order)
 {
     const char *const words[] = {
-        "--export", "nbd,id=e", "--blockdev=null-co,node-name=n", "--pidfile", "p",   "--qmp", "/s",
-        "--config", "c.json",   "--daemonize",                    "--ring",    "threads", NULL,
+        "--export",    "nbd,id=e", "--blockdev=null-co,node-name=n",
+        "--pidfile",   "p",        "--qmp",
+        "/s",          "--config", "c.json",
+        "--daemonize", "--ring",   "threads",
+        NULL,
     };
     static const struct command_line_step expected[] = {
-        { COMMAND_LINE_EXPORT, "nbd,id=e" },
-        { COMMAND_LINE_BLOCKDEV, "null-co,node-name=n" },
-        { COMMAND_LINE_QMP, "/s" },
-        { COMMAND_LINE_CONFIG, "c.json" },
+        {COMMAND_LINE_EXPORT, "nbd,id=e"},
+        {COMMAND_LINE_BLOCKDEV, "null-co,node-name=n"},
+        {COMMAND_LINE_QMP, "/s"},
+        {COMMAND_LINE_CONFIG, "c.json"},
     };
 
     ck_assert_int_eq(parse(words), 0);
@@ -103,16 +106,16 @@ static const struct bad_line {
     const char *words[4];
     const char *text;
 } bad_lines[] = {
-    { { "--nonsense" }, "--nonsense: there is no such option" },
-    { { "-x" }, "-x: there is no such option" },
-    { { "--blockdev" }, "--blockdev: an argument is missing" },
-    { { "--daemonize=yes" }, "--daemonize=yes: this option takes no argument" },
-    { { "stray" }, "stray: unexpected argument" },
-    { { "--daemonize", "stray" }, "stray: unexpected argument" },
-    { { "--", "stray" }, "stray: unexpected argument" },
-    { { "--log-level", "loud" }, "--log-level loud: there is no such value" },
-    { { "--log-level", "" }, "--log-level : there is no such value" },
-    { { "--ring", "epoll" }, "--ring epoll: there is no such value" },
+    {{"--nonsense"}, "--nonsense: there is no such option"},
+    {{"-x"}, "-x: there is no such option"},
+    {{"--blockdev"}, "--blockdev: an argument is missing"},
+    {{"--daemonize=yes"}, "--daemonize=yes: this option takes no argument"},
+    {{"stray"}, "stray: unexpected argument"},
+    {{"--daemonize", "stray"}, "stray: unexpected argument"},
+    {{"--", "stray"}, "stray: unexpected argument"},
+    {{"--log-level", "loud"}, "--log-level loud: there is no such value"},
+    {{"--log-level", ""}, "--log-level : there is no such value"},
+    {{"--ring", "epoll"}, "--ring epoll: there is no such value"},
 };
 
 START_TEST(test_bad_lines)
@@ -127,15 +130,15 @@ static const struct flag_line {
     const char *words[4];
     size_t flag;
 } flag_lines[] = {
-    { { "-h" }, offsetof(struct command_line, help) },
-    { { "--help" }, offsetof(struct command_line, help) },
-    { { "-V" }, offsetof(struct command_line, version) },
-    { { "--version" }, offsetof(struct command_line, version) },
-    { { "--schema" }, offsetof(struct command_line, schema) },
-    { { "--blockdev", "help" }, offsetof(struct command_line, help_of_step) },
-    { { "--blockdev", "null-co,help" }, offsetof(struct command_line, help_of_step) },
-    { { "--object", "?" }, offsetof(struct command_line, help_of_step) },
-    { { "--export", "help", "--nonsense" }, offsetof(struct command_line, help_of_step) },
+    {{"-h"}, offsetof(struct command_line, help)},
+    {{"--help"}, offsetof(struct command_line, help)},
+    {{"-V"}, offsetof(struct command_line, version)},
+    {{"--version"}, offsetof(struct command_line, version)},
+    {{"--schema"}, offsetof(struct command_line, schema)},
+    {{"--blockdev", "help"}, offsetof(struct command_line, help_of_step)},
+    {{"--blockdev", "null-co,help"}, offsetof(struct command_line, help_of_step)},
+    {{"--object", "?"}, offsetof(struct command_line, help_of_step)},
+    {{"--export", "help", "--nonsense"}, offsetof(struct command_line, help_of_step)},
 };
 
 START_TEST(test_flags)
@@ -148,7 +151,7 @@ END_TEST
 
 START_TEST(test_no_help)
 {
-    const char *const words[] = { "--qmp", "help", "--blockdev", "{\"driver\": \"help\"}", "--config", "?", NULL };
+    const char *const words[] = {"--qmp", "help", "--blockdev", "{\"driver\": \"help\"}", "--config", "?", NULL};
 
     ck_assert_int_eq(parse(words), 0);
     ck_assert(!line.help_of_step);
@@ -222,7 +225,7 @@ END_TEST
 START_TEST(test_notify)
 {
     char directory[] = "/tmp/cairn-notify-XXXXXX", text[64] = "";
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
 
     systemd_notify("READY=1");      /* nobody listens: nothing happens */
     ck_assert_ptr_nonnull(mkdtemp(directory));
