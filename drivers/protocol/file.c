@@ -59,8 +59,8 @@ static int file_open_blocking(void *arg)
     struct error *err = opening->err;
     struct stat st;
     /* O_NONBLOCK: the other end of a FIFO is nothing to wait for. */
-    int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (opening->read_only ? O_RDONLY : O_RDWR) |
-                (file->direct ? O_DIRECT : 0);
+    int flags =
+        O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (opening->read_only ? O_RDONLY : O_RDWR) | (file->direct ? O_DIRECT : 0);
     AUTO_CLOSE int fd = open(file->path, flags);
 
     if (fd < 0)
@@ -144,8 +144,8 @@ static int file_regular_zero(struct file *file, uint64_t offset, uint64_t length
     if (flags & REQ_MAY_UNMAP)
         result = file_fallocate(file, FILE_LACKS_PUNCH, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
     if (result == -ENOTSUP)
-        result = file_fallocate(file, FILE_LACKS_ZERO_RANGE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset,
-                                length);
+        result =
+            file_fallocate(file, FILE_LACKS_ZERO_RANGE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length);
     if (result != -ENOTSUP || flags & REQ_MAY_UNMAP || file_is_lacking(file, FILE_LACKS_ALLOCATE))
         return result;
     /* A hole, and then space for it: for tmpfs, which has no ZERO_RANGE. */

@@ -85,8 +85,7 @@ struct file {
 #define FILE_REQUEST_FLAGS (REQ_FUA | REQ_MAY_UNMAP | REQ_FAST_ONLY | REQ_UNCHANGED)
 
 /* file.c: what the two drivers do in the same way. locking: enum file_locking. */
-int file_open(struct node *node, const struct file_storage *storage, const char *path, int locking,
-              struct error *err);
+int file_open(struct node *node, const struct file_storage *storage, const char *path, int locking, struct error *err);
 void file_close(struct node *node);
 
 /* file_io.c: map() and slow() of both drivers. */

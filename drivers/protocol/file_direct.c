@@ -280,8 +280,7 @@ static int direct_write_bounced(struct file *file, char *bounce, const struct io
     return 0;
 }
 
-static int direct_write_held(struct file *file, const struct iovec *iov, unsigned count, uint64_t offset,
-                             uint64_t size)
+static int direct_write_held(struct file *file, const struct iovec *iov, unsigned count, uint64_t offset, uint64_t size)
 {
     bool whole = ((offset | size) & (file->align - 1)) == 0;
     int result = -EINVAL;

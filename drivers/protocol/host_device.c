@@ -46,8 +46,8 @@ static int host_device_zero(struct file *file, uint64_t offset, uint64_t length,
     if (flags & REQ_MAY_UNMAP)
         result = file_fallocate(file, FILE_LACKS_PUNCH, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
     if (result == -ENOTSUP && !(flags & REQ_FAST_ONLY))
-        result = file_fallocate(file, FILE_LACKS_ZERO_RANGE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset,
-                                length);
+        result =
+            file_fallocate(file, FILE_LACKS_ZERO_RANGE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length);
     return result;
 }
 
@@ -102,8 +102,8 @@ static int host_device_resize(struct node *node, uint64_t size, struct error *er
     if (ioctl(file->fd, BLKGETSIZE64, &room) < 0)
         return error_set(err, -errno, "Could not get the size of '%s': %s", file->path, strerror(errno));
     if (size > room)
-        return error_set(err, -ENOTSUP, "Cannot grow device '%s' of %" PRIu64 " bytes to %" PRIu64 " bytes",
-                         file->path, room, size);
+        return error_set(err, -ENOTSUP, "Cannot grow device '%s' of %" PRIu64 " bytes to %" PRIu64 " bytes", file->path,
+                         room, size);
     file->end = size;
     node->size = size;
     return 0;

@@ -61,12 +61,12 @@ static void run_on(enum loop_ring ring, void (*body)(void))
 }
 
 /* A Check test that runs a function of that name on both rings. */
-#define BOTH_RINGS(name)                     \
-    START_TEST(test_##name)                  \
-    {                                        \
-        run_on(LOOP_RING_URING, name);       \
-        run_on(LOOP_RING_THREADS, name);     \
-    }                                        \
+#define BOTH_RINGS(name)                 \
+    START_TEST(test_##name)              \
+    {                                    \
+        run_on(LOOP_RING_URING, name);   \
+        run_on(LOOP_RING_THREADS, name); \
+    }                                    \
     END_TEST
 
 /* Nodes. */

@@ -106,7 +106,6 @@ static void locks(void)
     close_node(a);
 }
 
-
 /* raw and null-co. */
 
 static struct node_options raw_options_of(const char *file, uint64_t offset, int64_t size)
@@ -199,7 +198,8 @@ static void raw_follows(void)
 
 static void null_disks(void)
 {
-    struct node_options options = {.driver = NODE_DRIVER_NULL_CO, .u.null_co = {.size = INT64_MAX, .read_zeroes = true}};
+    struct node_options options = {.driver = NODE_DRIVER_NULL_CO,
+                                   .u.null_co = {.size = INT64_MAX, .read_zeroes = true}};
     struct extent extent;
     struct extent_list list = {.limit = 1, .extents = &extent};
     AUTO_ERROR struct error err = {0};

@@ -449,9 +449,9 @@ BOTH_RINGS(no_room)
 
 int main(void)
 {
-    const TTest *const all[] = {test_random_buffered, test_random_direct, test_random_short, test_race_direct,
-                                test_odd_end,         test_holes,         test_flushing,     test_no_room,
-                                test_small_disk};
+    const TTest *const all[] = {test_random_buffered, test_random_direct, test_random_short,
+                                test_race_direct,     test_odd_end,       test_holes,
+                                test_flushing,        test_no_room,       test_small_disk};
 
     test_ring_ops = make_bad;
     return run_tests("file", all, array_size(all));
