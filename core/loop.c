@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <event2/event.h>
 #include <poll.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
@@ -48,11 +49,14 @@ void loop_post(struct loop *loop, struct loop_message *message)
 {
     struct loop_message *first = atomic_load_explicit(&loop->inbox, memory_order_relaxed);
 
+    /* The message may be what the loop waits for before it ends: see loop_destroy(). */
+    atomic_fetch_add(&loop->posting, 1);
     do
         message->next = first;
     while (!atomic_compare_exchange_weak(&loop->inbox, &first, message));
     if (atomic_load(&loop->asleep) && atomic_exchange(&loop->asleep, false))
         loop->ring->ops->wake(loop->ring);
+    atomic_fetch_sub(&loop->posting, 1);
 }
 
 static bool loop_run_inbox(struct loop *loop)
@@ -251,6 +255,7 @@ void loop_run(struct loop *loop)
     while (!atomic_load_explicit(&loop->stop, memory_order_relaxed)) {
         bool any = loop_turn(loop);
 
+        /* Once: a ring with completions stays readable until the next turn, and libevent would go round for ever. */
         if (any && loop->events)
             event_base_loop(loop->events, EVLOOP_ONCE | EVLOOP_NONBLOCK);
         if (!loop_polling_spins(loop, any))
@@ -368,6 +373,8 @@ int loop_create(struct loop **ret, const char *name, struct ring *ring, struct e
 
 void loop_destroy(struct loop *loop)
 {
+    while (atomic_load(&loop->posting))
+        sched_yield();
     if (loop_by_index[loop->index] == loop)
         loop_by_index[loop->index] = NULL;
     if (loop_main == loop)

@@ -101,6 +101,7 @@ struct loop {
     unsigned timer_count, timer_room;
 
     _Atomic(struct loop_message *) inbox;
+    _Atomic unsigned posting;       /* threads inside loop_post() */
     _Atomic bool asleep;
     _Atomic bool stop;
     struct loop_polling polling;

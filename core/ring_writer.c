@@ -139,7 +139,8 @@ void ring_writer_submit(struct ring_writer *writer, struct ring_op *op, int fd, 
         entry = memory_new(struct writer_entry);
     *entry = (struct writer_entry){
         .op = op, .iov = iov, .offset = offset, .fd = fd, .count = (int)count, .flags = rw_flags};
-    writer->loop = loop_current();
+    if (!writer->loop)
+        writer->loop = loop_current();
     writer_push(&writer->todo, entry, entry);
     if (!atomic_load(&writer->running) && !atomic_exchange(&writer->running, true))
         thread_pool_submit(&writer->task);
