@@ -196,10 +196,11 @@ static int chardev_monitor_open(struct json_object *object, struct error *err)
 {
     AUTO_FREE char *name = chardev_take(object, "chardev");
     AUTO_FREE char *mode = chardev_take(object, "mode");
-    AUTO_FREE char *id = chardev_take(object, "id");
     bool pretty;
     int rc = chardev_take_bool(object, "pretty", false, &pretty, err);
 
+    /* an id is accepted, and nothing refers to it */
+    free(chardev_take(object, "id"));
     if (rc == 0)
         rc = chardev_finish(object, err);
     if (rc < 0)
