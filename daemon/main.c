@@ -139,6 +139,8 @@ static int life_process(void)
 
     log_set_level(life.line.log_level);
     signal(SIGPIPE, SIG_IGN);
+    /* A file size limit fails the write, it does not end the daemon. */
+    signal(SIGXFSZ, SIG_IGN);
     life_raise_limits();
     life.socket_count = systemd_sockets_take(&life.sockets);
     if (life.line.daemonize && daemonize_begin(&err) < 0)
