@@ -34,6 +34,7 @@ struct consumer_loop {                  /* written by its loop only */
     struct request *parked, **parked_tail;  /* came while paused, in order */
     struct list entering;               /* coroutines that wait in consumer_enter() */
     struct drain_loop *drain;           /* who waits for inflight == 0 */
+    uint64_t reported_ns;               /* last BLOCK_IO_ERROR event */
     struct io_stats stats;
 } __attribute__((aligned(64)));
 

@@ -73,7 +73,7 @@ struct poller {
 /* How long a loop looks for new work before it sleeps. Units: ns. */
 struct loop_polling {
     uint64_t max_ns;            /* poll-max-ns; 0 = never spin */
-    uint64_t grow, shrink;      /* factors, 0 = the built-in rule */
+    uint64_t grow, shrink;      /* factor and divisor of the window; 0: all of max_ns, none */
     uint64_t window_ns;         /* now: at most max_ns */
     uint64_t spin_started_ns;   /* 0 = not spinning */
     unsigned misses;            /* spins in a row that caught nothing */

@@ -17,6 +17,7 @@
 #define POLLING_LOOK_NS 2000000u        /* spun time between looks at the preemption count */
 #define POLLING_PREEMPTIONS_MAX 2       /* per look */
 #define POLLING_PENALTY_NS 50000000u
+#define POLLING_START_NS 4096u          /* what poll-grow multiplies when there is no window */
 
 static void polling_count(_Atomic uint64_t *counter, uint64_t n)
 {
@@ -45,7 +46,8 @@ static void polling_end_spin(struct loop_polling *polling, uint64_t now_ns, bool
         polling_count(&polling->hits, 1);
         polling->misses = 0;
     } else if (++polling->misses >= POLLING_MISSES_MAX) {
-        polling->window_ns = 0;
+        polling->window_ns = polling->shrink ? polling->window_ns / polling->shrink : 0;
+        polling->misses = 0;
     }
     polling_look_at_preemptions(polling, now_ns);
 }
@@ -72,6 +74,21 @@ bool loop_polling_spins(struct loop *loop, bool any)
     return true;
 }
 
+/* qom-set changes it from the main loop's side. */
+static uint64_t polling_max(const struct loop_polling *polling)
+{
+    return __atomic_load_n(&polling->max_ns, __ATOMIC_RELAXED);
+}
+
+static uint64_t polling_grown(const struct loop_polling *polling)
+{
+    uint64_t max = polling_max(polling), window = polling->window_ns ? polling->window_ns : POLLING_START_NS;
+
+    if (!polling->grow || polling->grow > max / window)
+        return max;
+    return window * polling->grow;
+}
+
 void loop_polling_slept(struct loop *loop, uint64_t asleep_ns, uint64_t woken_ns)
 {
     struct loop_polling *polling = &loop->polling;
@@ -81,8 +98,8 @@ void loop_polling_slept(struct loop *loop, uint64_t asleep_ns, uint64_t woken_ns
         return;
     }
     /* A spin of the full length would have seen the end of this sleep. */
-    if (woken_ns - asleep_ns < polling->max_ns) {
-        polling->window_ns = polling->max_ns;
+    if (woken_ns - asleep_ns < polling_max(polling)) {
+        polling->window_ns = polling_grown(polling);
         polling->misses = 0;
     }
 }

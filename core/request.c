@@ -6,15 +6,20 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 
 #include "core/consumer.h"
 #include "core/coroutine.h"
 #include "core/drain_loop.h"
 #include "core/driver.h"
+#include "core/event.h"
 #include "core/grace.h"
 #include "core/loop.h"
 #include "core/memory.h"
 #include "core/request_side.h"
+#include "generated/options.h"
+
+#define REQUEST_REPORT_NS 100000000u
 
 int extent_add(struct extent_list *list, uint64_t length, uint32_t flags)
 {
@@ -69,6 +74,31 @@ static inline void request_count(uint64_t *counter, uint64_t more)
     __atomic_store_n(counter, *counter + more, __ATOMIC_RELAXED);
 }
 
+/* Told once in a while, however fast a broken disk fails: REQUEST_REPORT_NS. What is refused is no
+ * error of the disk. */
+static void request_report(const struct request *req, struct consumer_loop *local)
+{
+    int result = req->result;
+    const struct node *node = req->consumer->edge.child;
+
+    if (result == -ESHUTDOWN || result == -ENOTSUP || result == -EPERM || result == -EINVAL || !node)
+        return;
+    if (local->reported_ns && req->loop->now_ns - local->reported_ns < REQUEST_REPORT_NS)
+        return;
+    local->reported_ns = req->loop->now_ns;
+    struct block_io_error_event event = {
+        .device = (char *)(uintptr_t)req->consumer->ops->name(req->consumer),
+        .node_name = (char *)(uintptr_t)node->name,
+        .operation = req->stat_op == REQ_READ || req->stat_op == REQ_STATUS ? BLOCK_IO_ERROR_OPERATION_READ
+                                                                            : BLOCK_IO_ERROR_OPERATION_WRITE,
+        .action = BLOCK_IO_ERROR_ACTION_REPORT,
+        .nospace = result == -ENOSPC,
+        .reason = strerror(-result),
+    };
+
+    event_emit("BLOCK_IO_ERROR", &block_io_error_event_type, &event);
+}
+
 static void request_finish(struct request *req)
 {
     struct consumer *consumer = req->consumer;
@@ -84,6 +114,7 @@ static void request_finish(struct request *req)
             request_count(&local->stats.time_ns[op], loop->now_ns - req->started_ns);
         } else {
             request_count(&local->stats.failed[op], 1);
+            request_report(req, local);
         }
         loop_unit_end(loop, req->epoch);
         if (--local->inflight == 0 && unlikely(local->drain != NULL))

@@ -1,6 +1,8 @@
 #!/usr/bin/python3
 """The NBD server as its protocol describes it."""
+import json
 import os
+import resource
 import socket
 import struct
 import sys
@@ -227,6 +229,26 @@ class Transmission(NbdTest):
         one.do(WRITE, 0, data=b"seen")
         self.assertEqual(two.do(FLUSH).error, 0)
         self.assertEqual(two.do(READ, 0, 4).data, b"seen")
+
+
+class Failure(NbdTest):
+    def test_a_failed_write_is_answered_and_told(self):
+        resource.prlimit(self.daemon.pid, resource.RLIMIT_FSIZE, (MIB, MIB))
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(self.socket)
+            stream = monitor.makefile("rwb")
+            stream.readline()
+            stream.write(b'{"execute": "qmp_capabilities"}\n')
+            stream.flush()
+            stream.readline()
+            client = self.client()
+            self.assertEqual(client.do(WRITE, 2 * MIB, data=bytes(4096)).error, ENOSPC)
+            event = json.loads(stream.readline())
+            stream.close()
+        self.assertEqual(event["event"], "BLOCK_IO_ERROR")
+        self.assertEqual((event["data"]["device"], event["data"]["node-name"], event["data"]["operation"]),
+                         ("disk", "disk", "write"))
+        self.assertEqual(client.do(READ, 0, 512).error, 0)
 
 
 class Limits(NbdTest):
