@@ -1,6 +1,10 @@
 /*
- * The life of a transmitting client, its slots and its buffers: see
- * connection.h.
+ * The life of a transmitting client: see connection.h.
+ *
+ * What may refer to a connection, and is waited for before the main loop frees
+ * it: slots (requests in flight, replies), the poller, the poll for POLLOUT,
+ * the hook, messages between the loops. The last to go calls
+ * nbd_connection_reap().
  */
 #include "daemon/nbd/connection.h"
 
@@ -10,144 +14,57 @@
 
 #include "core/memory.h"
 #include "daemon/nbd/export.h"
+#include "daemon/nbd/handshake.h"
 #include "daemon/nbd/proto.h"
 #include "daemon/nbd/server.h"
 #include "generated/options.h"
 
-static unsigned buffer_class(size_t size)
+/* Idle memory is given back after one to two of these without requests. */
+#define CONNECTION_TRIM_NS 5000000000u
+
+/* Idle memory. */
+
+static void connection_trim(struct timer *timer)
 {
-    unsigned class = 0;
+    struct nbd_connection *connection = container_of(timer, struct nbd_connection, trimmer);
+    struct nbd_input *input = &connection->input;
+    struct nbd_chunk *chunk = input->chunk;
 
-    while ((size_t)BUFFER_ALIGN << class < size)
-        class++;
-    return class;
-}
-
-int nbd_slot_buffer(struct nbd_slot *slot, size_t size)
-{
-    struct nbd_connection *connection = slot->connection;
-    unsigned class = buffer_class(size);
-    struct nbd_buffer *buffer = connection->free_buffers[class];
-
-    if (buffer)
-        connection->free_buffers[class] = buffer->next;
-    else
-        buffer = buffer_alloc((size_t)BUFFER_ALIGN << class);
-    if (!buffer)
-        return -ENOMEM;
-    slot->buffer = buffer;
-    slot->buffer_class = (uint8_t)class;
-    connection->memory += (size_t)BUFFER_ALIGN << class;
-    return 0;
-}
-
-static void slot_buffer_put(struct nbd_slot *slot)
-{
-    struct nbd_connection *connection = slot->connection;
-    struct nbd_buffer *buffer = take_ptr(&slot->buffer);
-
-    if (!buffer)
-        return;
-    connection->memory -= (size_t)BUFFER_ALIGN << slot->buffer_class;
-    if (slot->buffer_class > NBD_BUFFER_KEEP_CLASS) {
-        free(buffer);
+    if (connection->active) {
+        connection->active = false;
+        timer_set(timer, connection->loop, connection->loop->now_ns + CONNECTION_TRIM_NS);
         return;
     }
-    buffer->next = connection->free_buffers[slot->buffer_class];
-    connection->free_buffers[slot->buffer_class] = buffer;
+    if (chunk && chunk->start == chunk->end)
+        nbd_chunk_put(&connection->pool, take_ptr(&input->chunk));
+    nbd_pool_trim(&connection->pool);
 }
 
-static void chunk_put(struct nbd_connection *connection, struct nbd_chunk *chunk)
+void nbd_connection_touch(struct nbd_connection *connection)
 {
-    if (--chunk->refs)
-        return;
-    connection->memory -= sizeof(*chunk);
-    if (connection->input.spare) {
-        free(chunk);
-        return;
-    }
-    connection->input.spare = chunk;
+    connection->active = true;
+    if (unlikely(connection->trimmer.heap_index == 0))
+        timer_set(&connection->trimmer, connection->loop, connection->loop->now_ns + CONNECTION_TRIM_NS);
 }
 
-struct nbd_slot *nbd_slot_get(struct nbd_connection *connection)
-{
-    struct nbd_slot *slot = connection->free_slots;
-    unsigned scratch = atomic_load_explicit(&connection->export->scratch, memory_order_relaxed);
-
-    if (likely(slot && slot->request.scratch_size >= scratch)) {
-        connection->free_slots = slot->next;
-    } else {
-        /* A graph that grew needs larger slots: the small ones go one by one. */
-        if (slot) {
-            connection->free_slots = slot->next;
-            free(slot->status.extents);
-            free(slot);
-        }
-        slot = aligned_alloc(64, (sizeof(*slot) + scratch + 63) & ~(size_t)63);
-        if (!slot)
-            return NULL;
-        memset(slot, 0, sizeof(*slot));
-        slot->connection = connection;
-        slot->request.scratch_size = (uint16_t)scratch;
-        slot->request.buffer_index = UINT32_MAX;
-        slot->request.done = nbd_request_done;
-    }
-    connection->slot_count++;
-    return slot;
-}
-
-void nbd_slot_put(struct nbd_slot *slot)
-{
-    struct nbd_connection *connection = slot->connection;
-    struct nbd_chunk *chunk = take_ptr(&slot->chunk);
-
-    slot_buffer_put(slot);
-    if (chunk)
-        chunk_put(connection, chunk);
-    slot->next = connection->free_slots;
-    connection->free_slots = slot;
-    connection->slot_count--;
-    if (unlikely(connection->input.blocked)) {
-        connection->input.blocked = false;
-        poller_heat(&connection->poller);
-    }
-}
+/* The end, on the main loop: once the loop let go, and a stop that was posted has arrived. */
 
 static void connection_free(struct nbd_connection *connection)
 {
-    while (connection->free_slots) {
-        struct nbd_slot *slot = connection->free_slots;
-
-        connection->free_slots = slot->next;
-        free(slot->status.extents);
-        free(slot);
-    }
-    for (unsigned class = 0; class < NBD_BUFFER_CLASSES; class++) {
-        while (connection->free_buffers[class]) {
-            struct nbd_buffer *buffer = connection->free_buffers[class];
-
-            connection->free_buffers[class] = buffer->next;
-            free(buffer);
-        }
-    }
-    free(connection->input.chunk);
-    free(connection->input.spare);
+    if (connection->input.chunk)
+        nbd_chunk_put(&connection->pool, connection->input.chunk);
+    nbd_pool_trim(&connection->pool);
     close(connection->fd);
     free(connection);
 }
 
-/* The end, on the main loop: once the loop let go, and a stop that was posted has arrived. */
 static void connection_end(struct nbd_connection *connection)
 {
     struct nbd_export *export = connection->export;
-    struct nbd_server *server = export->server;
 
     list_remove(&connection->in_export);
     connection_free(connection);
-    export->connection_count--;
-    nbd_server_left(server);
-    if (export->export->stopping && export->connection_count == 0)
-        export_stopped(export->export);
+    nbd_export_left(export);
 }
 
 static void connection_gone(struct loop_message *message)
@@ -173,6 +90,8 @@ static void connection_stop_on_loop(struct loop_message *message)
     struct nbd_connection *connection = container_of(message, struct nbd_connection, stop_message);
 
     connection->stop_message.run = connection_stop_arrived;
+    /* Those who were in time get their answers, if the socket takes them. */
+    nbd_send(connection);
     nbd_connection_close(connection);
     loop_post(loop_main, &connection->stop_message);
 }
@@ -186,13 +105,13 @@ void nbd_connection_stop(struct nbd_connection *connection)
     loop_post(connection->loop, &connection->stop_message);
 }
 
+/* The end, on the loop. */
+
 /* Replies that nobody will read. */
 static void connection_drop_replies(struct nbd_connection *connection)
 {
     struct nbd_output *output = &connection->output;
 
-    if (output->waiting)
-        return;
     while (output->first) {
         struct nbd_slot *slot = output->first;
 
@@ -204,12 +123,20 @@ static void connection_drop_replies(struct nbd_connection *connection)
 
 void nbd_connection_reap(struct nbd_connection *connection)
 {
-    if (!connection->closing || connection->message.run)
+    bool hooked = list_is_linked(&connection->output.hook.link);
+
+    if (likely(!connection->closing && !connection->finishing) || connection->message.run || hooked ||
+        connection->output.waiting)
         return;
-    connection_drop_replies(connection);
-    if (connection->slot_count || !connection->poller_gone || connection->output.waiting ||
-        list_is_linked(&connection->output.hook.link))
+    if (connection->closing)
+        connection_drop_replies(connection);
+    if (connection->pool.slots || !connection->poller_gone)
         return;
+    if (!connection->closing) {
+        nbd_connection_close(connection);
+        return;
+    }
+    timer_cancel(&connection->trimmer);
     list_remove(&connection->in_loop);
     connection->message.run = connection_gone;
     loop_post(loop_main, &connection->message);
@@ -223,28 +150,50 @@ static void connection_poller_removed(struct poller *poller)
     nbd_connection_reap(connection);
 }
 
-void nbd_connection_close(struct nbd_connection *connection)
+void nbd_connection_finish(struct nbd_connection *connection)
 {
     struct nbd_slot *filling = take_ptr(&connection->input.filling);
 
+    if (connection->finishing)
+        return;
+    connection->finishing = true;
+    if (filling)
+        nbd_slot_put(filling);
+    /* The hook looks once more: what ended in this turn goes with it. */
+    loop_hook_queue(connection->loop, &connection->output.hook);
+    poller_remove(&connection->poller, connection_poller_removed);
+}
+
+void nbd_connection_close(struct nbd_connection *connection)
+{
     if (connection->closing)
         return;
     connection->closing = true;
     /* Ends polls that are armed, and tells the client. */
     shutdown(connection->fd, SHUT_RDWR);
-    if (filling)
-        nbd_slot_put(filling);
-    /* The hook looks once more: what finished in this turn goes with it. */
-    loop_hook_queue(connection->loop, &connection->output.hook);
-    poller_remove(&connection->poller, connection_poller_removed);
+    if (connection->finishing)
+        loop_hook_queue(connection->loop, &connection->output.hook);
+    else
+        nbd_connection_finish(connection);
+}
+
+/* Holding back. */
+
+void nbd_connection_unblock(struct nbd_connection *connection)
+{
+    connection->input.blocked = false;
+    if (!connection->finishing)
+        poller_heat(&connection->poller);
 }
 
 void nbd_connection_resumed(struct nbd_connection *connection)
 {
-    connection->input.blocked = false;
-    if (!connection->closing)
-        poller_heat(&connection->poller);
+    /* The graph may be another one now. */
+    connection->input.copies = false;
+    nbd_connection_unblock(connection);
 }
+
+/* The beginning. */
 
 static void connection_begin(struct loop_message *message)
 {
@@ -255,26 +204,24 @@ static void connection_begin(struct loop_message *message)
     poller_add(connection->loop, &connection->poller);
 }
 
-int nbd_connection_start(struct nbd_export *export, int fd, bool structured, bool extended, bool context,
-                         const void *data, size_t size)
+int nbd_connection_start(const struct nbd_handshake *handshake, int fd, const void *data, size_t size)
 {
     struct nbd_connection *connection = calloc(1, sizeof(*connection));
-    struct nbd_chunk *chunk = malloc(sizeof(*chunk));
+    struct nbd_export *export = handshake->export;
+    struct nbd_chunk *chunk = connection && size <= NBD_CHUNK_SIZE ? nbd_chunk_get(&connection->pool) : NULL;
 
-    if (!connection || !chunk || size > NBD_CHUNK_SIZE) {
+    if (!chunk) {
         free(connection);
-        free(chunk);
         return -ENOMEM;
     }
-    chunk->refs = 1;
-    chunk->start = 0;
-    chunk->end = (uint32_t)size;
     if (size)
         memcpy(chunk->data, data, size);
+    chunk->end = (uint32_t)size;
+    connection->input.chunk = chunk;
     connection->fd = fd;
-    connection->structured = structured;
-    connection->extended = extended;
-    connection->context = context;
+    connection->structured = handshake->structured;
+    connection->extended = handshake->extended;
+    connection->context = handshake->structured && handshake->context == export;
     connection->writethrough = export->export->options->writethrough;
     connection->read_only = !export->export->writable;
     connection->export = export;
@@ -284,14 +231,13 @@ int nbd_connection_start(struct nbd_export *export, int fd, bool structured, boo
     list_link_init(&connection->poller.link);
     list_link_init(&connection->in_loop);
     list_link_init(&connection->output.hook.link);
-    connection->memory = sizeof(*chunk);
-    connection->input.chunk = chunk;
     connection->output.last = &connection->output.first;
     connection->output.op.complete = nbd_send_ready;
     connection->output.hook.run = nbd_send_hook;
+    connection->trimmer.expired = connection_trim;
+    connection->message.run = connection_begin;
     list_append(&export->connections, &connection->in_export);
     export->connection_count++;
-    connection->message.run = connection_begin;
     loop_post(connection->loop, &connection->message);
     return 0;
 }

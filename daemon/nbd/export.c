@@ -17,11 +17,11 @@ static struct nbd_export *nbd_export_of(const struct export *export)
     return export->state;
 }
 
-uint16_t nbd_export_flags(const struct nbd_export *export, bool structured)
+uint16_t nbd_export_flags(const struct nbd_export *export)
 {
     /* All connections of an export end in the same nodes: what one has flushed, all have. */
     uint16_t flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN |
-                     NBD_FLAG_SEND_CACHE | (structured ? NBD_FLAG_SEND_DF : 0);
+                     NBD_FLAG_SEND_CACHE;
 
     if (export->export->writable)
         return flags | NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
@@ -70,7 +70,20 @@ static void nbd_export_start(struct export *export)
 
 static void nbd_export_destroy(struct export *export)
 {
-    list_remove(&nbd_export_of(export)->in_server);
+    struct nbd_export *nbd = nbd_export_of(export);
+
+    list_remove(&nbd->in_server);
+    nbd_server_lost(nbd->server);
+}
+
+void nbd_export_left(struct nbd_export *export)
+{
+    struct nbd_server *server = export->server;
+
+    export->connection_count--;
+    if (export->stopping && export->connection_count == 0)
+        export_stopped(export->export);
+    nbd_server_left(server);
 }
 
 static void nbd_export_stop(struct export *export)
@@ -78,6 +91,7 @@ static void nbd_export_stop(struct export *export)
     struct nbd_export *nbd = nbd_export_of(export);
     struct nbd_connection *connection;
 
+    nbd->stopping = true;
     nbd_server_forget(nbd->server, nbd);
     list_for_each(connection, &nbd->connections, in_export)
         nbd_connection_stop(connection);

@@ -19,13 +19,17 @@ struct nbd_export {
     const char *name, *description;     /* the options' */
     struct list_link in_server;         /* in server->exports, from prepare to destroy */
     bool hidden;                        /* clients cannot choose it: not committed yet, or stopping */
+    bool stopping;                      /* out of the graph: ends with its last client */
     struct list connections;            /* all, main loop: struct nbd_connection, by in_export */
     unsigned connection_count;
     _Atomic unsigned scratch;           /* bytes of frames that slots need */
     struct list by_loop[LOOP_MAX];      /* each loop's own: struct nbd_connection, by in_loop */
 };
 
-/* Transmission flags of the export for a client that knows structured replies, or not. */
-uint16_t nbd_export_flags(const struct nbd_export *export, bool structured);
+/* Transmission flags of the export, without those that depend on what was negotiated. */
+uint16_t nbd_export_flags(const struct nbd_export *export);
+
+/* Main loop: a transmitting client is gone. */
+void nbd_export_left(struct nbd_export *export);
 
 #endif

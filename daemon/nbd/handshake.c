@@ -14,6 +14,8 @@
 
 #define NBD_BLOCK_MINIMUM 1u
 #define NBD_BLOCK_PREFERRED 4096u
+/* Bytes of an option that is too big, above which the client is cut off. */
+#define HANDSHAKE_SKIP_MAX (32u << 20)
 
 /* A view into an option's data that fails instead of running past the end. */
 struct reader {
@@ -95,6 +97,18 @@ static struct nbd_export *handshake_find(const struct nbd_handshake *handshake, 
     return export && !export->hidden ? export : NULL;
 }
 
+/* Transmission flags; asking: before the client has chosen its metadata contexts. */
+static uint16_t handshake_flags(const struct nbd_handshake *handshake, const struct nbd_export *export, bool asking)
+{
+    uint16_t flags = nbd_export_flags(export);
+
+    if (handshake->structured)
+        flags |= NBD_FLAG_SEND_DF;
+    if (handshake->extended && (asking || handshake->context == export))
+        flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
+    return flags;
+}
+
 static void handshake_list(struct nbd_handshake *handshake, struct reader *reader)
 {
     struct nbd_export *export;
@@ -131,10 +145,10 @@ static void handshake_export_name(struct nbd_handshake *handshake, const unsigne
     name[size] = '\0';
     struct nbd_export *export = handshake_find(handshake, name);
 
-    if (!export)
+    /* Those who know extended headers know NBD_OPT_GO. */
+    if (!export || handshake->extended)
         return;
-    nbd_put16(nbd_put64(reply, consumer_size(&export->export->consumer)),
-              nbd_export_flags(export, handshake->structured));
+    nbd_put16(nbd_put64(reply, consumer_size(&export->export->consumer)), handshake_flags(handshake, export, false));
     evbuffer_add(handshake->output, reply, handshake->no_zeroes ? 10 : sizeof(reply));
     handshake->export = export;
     handshake->state = NBD_HANDSHAKE_DONE;
@@ -165,7 +179,7 @@ static void handshake_info_export(struct nbd_handshake *handshake, uint32_t opti
     unsigned char data[12], *at = nbd_put16(data, NBD_INFO_EXPORT);
 
     at = nbd_put64(at, consumer_size(&export->export->consumer));
-    nbd_put16(at, nbd_export_flags(export, handshake->structured));
+    nbd_put16(at, handshake_flags(handshake, export, option == NBD_OPT_INFO));
     handshake_reply(handshake, option, NBD_REP_INFO, data, sizeof(data));
 }
 
@@ -332,8 +346,8 @@ static size_t handshake_take_option(struct nbd_handshake *handshake, const unsig
         return size;
     }
     if (length > NBD_HANDSHAKE_DATA_MAX) {
-        /* That one has no reply that could say so. */
-        if (option == NBD_OPT_EXPORT_NAME) {
+        /* That one has no reply that could say so; and there is a limit to what is read away. */
+        if (option == NBD_OPT_EXPORT_NAME || length > HANDSHAKE_SKIP_MAX) {
             handshake->state = NBD_HANDSHAKE_CLOSE;
             return size;
         }
@@ -348,33 +362,28 @@ static size_t handshake_take_option(struct nbd_handshake *handshake, const unsig
     return 16u + length;
 }
 
+static size_t handshake_take_skip(struct nbd_handshake *handshake, size_t size)
+{
+    size_t skip = size < handshake->skip ? size : (size_t)handshake->skip;
+
+    handshake->skip -= skip;
+    if (handshake->skip == 0)
+        handshake->state = NBD_HANDSHAKE_OPTION;
+    return skip;
+}
+
 size_t nbd_handshake_input(struct nbd_handshake *handshake, const void *data, size_t size)
 {
-    size_t taken = 0, step;
-
-    do {
-        const unsigned char *at = (const unsigned char *)data + taken;
-        size_t left = size - taken;
-
-        switch (handshake->state) {
-        case NBD_HANDSHAKE_FLAGS:
-            step = handshake_take_flags(handshake, at, left);
-            break;
-        case NBD_HANDSHAKE_OPTION:
-            step = handshake_take_option(handshake, at, left);
-            break;
-        case NBD_HANDSHAKE_SKIP:
-            step = left < handshake->skip ? left : (size_t)handshake->skip;
-            handshake->skip -= step;
-            if (handshake->skip == 0)
-                handshake->state = NBD_HANDSHAKE_OPTION;
-            break;
-        default:
-            return taken;
-        }
-        taken += step;
-    } while (step);
-    return taken;
+    switch (handshake->state) {
+    case NBD_HANDSHAKE_FLAGS:
+        return handshake_take_flags(handshake, data, size);
+    case NBD_HANDSHAKE_OPTION:
+        return handshake_take_option(handshake, data, size);
+    case NBD_HANDSHAKE_SKIP:
+        return handshake_take_skip(handshake, size);
+    default:
+        return 0;
+    }
 }
 
 void nbd_handshake_start(struct nbd_handshake *handshake, struct nbd_server *server, struct evbuffer *output)

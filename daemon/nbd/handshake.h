@@ -35,8 +35,9 @@ struct nbd_handshake {
 /* Greets: writes the server's first bytes to output. */
 void nbd_handshake_start(struct nbd_handshake *handshake, struct nbd_server *server, struct evbuffer *output);
 
-/* Takes what is complete of the input; returns how many bytes that were. To be called again with the
- * rest and more, until state is DONE or CLOSE. Never needs more than NBD_HANDSHAKE_INPUT_MAX at once. */
+/* Takes one message, if it is complete, from the beginning of the input; returns its size, or 0 when
+ * there is not enough. To be called again with the rest until state is DONE or CLOSE. Never needs more
+ * than NBD_HANDSHAKE_INPUT_MAX at once. What one message adds to output is bounded by the exports. */
 size_t nbd_handshake_input(struct nbd_handshake *handshake, const void *data, size_t size);
 
 /* An option's data is at most a name and a list of queries. */

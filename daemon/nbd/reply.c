@@ -3,7 +3,6 @@
  * end of the loop's turn. "Transmission phase" of proto.md.
  */
 #include <errno.h>
-#include <limits.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -11,7 +10,9 @@
 #include "core/memory.h"
 #include "daemon/nbd/connection.h"
 #include "daemon/nbd/proto.h"
+#include "daemon/nbd/status.h"
 
+/* Of one sendmsg(): IOV_MAX. */
 #define REPLY_IOVS 1024u
 
 static uint32_t reply_error(int result)
@@ -57,94 +58,63 @@ static unsigned char *reply_chunk(struct nbd_slot *slot, uint16_t type, uint64_t
     return extended ? nbd_put64(at, size) : nbd_put32(at, (uint32_t)size);
 }
 
+static void reply_end(struct nbd_slot *slot, const unsigned char *at)
+{
+    slot->header_size = (uint32_t)(at - slot->header);
+}
+
 static void reply_simple(struct nbd_slot *slot, uint32_t error)
 {
     unsigned char *at = slot->header;
 
     at = nbd_put32(at, NBD_SIMPLE_REPLY_MAGIC);
     at = nbd_put32(at, error);
-    at = nbd_put64(at, slot->cookie);
-    slot->header_size = (uint32_t)(at - slot->header);
+    reply_end(slot, nbd_put64(at, slot->cookie));
 }
 
-static void reply_structured_error(struct nbd_slot *slot, uint32_t error)
+static void reply_structured_error(struct nbd_slot *slot, int result, const char *text)
 {
-    unsigned char *at = reply_chunk(slot, NBD_REPLY_ERROR, 6);
+    if (!text)
+        text = strerrordesc_np(-result);
+    size_t size = text ? strlen(text) : 0;
+    unsigned char *at = reply_chunk(slot, NBD_REPLY_ERROR, 6 + size);
 
-    at = nbd_put32(at, error);
-    at = nbd_put16(at, 0);      /* no text: the number says it all */
-    slot->header_size = (uint32_t)(at - slot->header);
-}
-
-static void reply_done(struct nbd_slot *slot)
-{
-    slot->header_size = (uint32_t)(reply_chunk(slot, NBD_REPLY_NONE, 0) - slot->header);
+    at = nbd_put32(at, reply_error(result));
+    reply_end(slot, nbd_put16(at, (uint16_t)size));
+    slot->payload = (struct iovec){.iov_base = (void *)(uintptr_t)text, .iov_len = size};
 }
 
 static void reply_data(struct nbd_slot *slot)
 {
     unsigned char *at = reply_chunk(slot, NBD_REPLY_OFFSET_DATA, 8 + slot->length);
 
-    at = nbd_put64(at, slot->offset);
-    slot->header_size = (uint32_t)(at - slot->header);
-    slot->payload = slot->iov;
+    reply_end(slot, nbd_put64(at, slot->offset));
 }
 
-/* Descriptors, in a buffer of the slot: 32-bit ones cannot tell lengths of 4 GiB and more at once. */
-static int reply_status(struct nbd_slot *slot)
+static void reply_status(struct nbd_slot *slot)
 {
-    bool extended = slot->connection->extended;
-    uint64_t limit = slot->flags & NBD_CMD_FLAG_REQ_ONE || !extended ? slot->length : UINT64_MAX;
-    size_t each = extended ? 16 : 8, head = extended ? 8 : 4;
-    unsigned count = slot->status.count;
+    uint16_t type = slot->connection->extended ? NBD_REPLY_BLOCK_STATUS_EXT : NBD_REPLY_BLOCK_STATUS;
 
-    if (count == 0 || nbd_slot_buffer(slot, head + NBD_EXTENTS_MAX * each) < 0)
-        return -EIO;
-    unsigned char *at = nbd_put32(slot->buffer, NBD_BASE_ALLOCATION_ID);
-
-    if (extended)
-        at = nbd_put32(at, count);
-    for (unsigned i = 0; i < count; i++) {
-        const struct extent *extent = &slot->status.extents[i];
-        uint64_t length = extent->length < limit ? extent->length : limit;
-
-        at = extended ? nbd_put64(at, length) : nbd_put32(at, (uint32_t)length);
-        at = extended ? nbd_put64(at, extent->flags) : nbd_put32(at, extent->flags);
-    }
-    size_t size = (size_t)(at - (unsigned char *)slot->buffer);
-
-    slot->header_size =
-        (uint32_t)(reply_chunk(slot, extended ? NBD_REPLY_BLOCK_STATUS_EXT : NBD_REPLY_BLOCK_STATUS, size) -
-                   slot->header);
-    slot->payload = (struct iovec){.iov_base = slot->buffer, .iov_len = size};
-    return 0;
+    nbd_status_encode(slot);
+    reply_end(slot, reply_chunk(slot, type, slot->payload.iov_len));
 }
 
-static void reply_encode(struct nbd_slot *slot, int result)
+/* Where no data goes along a simple reply is shorter, but a client with extended headers does not know it. */
+static void reply_success(struct nbd_slot *slot)
 {
     const struct nbd_connection *connection = slot->connection;
-    bool must_chunk = connection->extended ||
-                      (connection->structured && (slot->type == NBD_CMD_READ || slot->type == NBD_CMD_BLOCK_STATUS));
+    bool reads = slot->type == NBD_CMD_READ;
 
-    slot->payload = (struct iovec){0};
-    if (result == 0 && slot->type == NBD_CMD_BLOCK_STATUS)
-        result = reply_status(slot);
-    if (result < 0) {
-        if (must_chunk)
-            reply_structured_error(slot, reply_error(result));
-        else
-            reply_simple(slot, reply_error(result));
-    } else if (slot->type == NBD_CMD_BLOCK_STATUS) {
-        return;
-    } else if (!must_chunk) {
-        reply_simple(slot, NBD_OK);
-        if (slot->type == NBD_CMD_READ)
-            slot->payload = slot->iov;
-    } else if (slot->type == NBD_CMD_READ && slot->length) {
+    if (reads && slot->length && connection->structured)
         reply_data(slot);
-    } else {
-        reply_done(slot);
-    }
+    else if (slot->type == NBD_CMD_BLOCK_STATUS)
+        reply_status(slot);
+    else if (connection->extended || (connection->structured && reads))
+        reply_end(slot, reply_chunk(slot, NBD_REPLY_NONE, 0));
+    else
+        reply_simple(slot, NBD_OK);
+    if (reads && slot->length)
+        slot->payload = slot->iov;
 }
 
 static void reply_queue(struct nbd_slot *slot)
@@ -159,17 +129,27 @@ static void reply_queue(struct nbd_slot *slot)
         loop_hook_queue(connection->loop, &output->hook);
 }
 
-void nbd_reply(struct nbd_slot *slot, int result)
+void nbd_reply(struct nbd_slot *slot, int result, const char *text)
 {
-    reply_encode(slot, result);
+    slot->payload.iov_len = 0;
+    if (likely(result >= 0))
+        reply_success(slot);
+    else if (slot->connection->structured)
+        reply_structured_error(slot, result, text);
+    else
+        reply_simple(slot, reply_error(result));
     reply_queue(slot);
 }
 
 void nbd_request_done(struct request *req)
 {
     struct nbd_slot *slot = container_of(req, struct nbd_slot, request);
+    int result = req->result;
 
-    nbd_reply(slot, req->result);
+    /* A driver that says nothing about the range knows nothing. */
+    if (unlikely(slot->type == NBD_CMD_BLOCK_STATUS && result == 0 && slot->status.count == 0))
+        result = -EIO;
+    nbd_reply(slot, result, NULL);
 }
 
 static unsigned send_gather(const struct nbd_output *output, struct iovec *iov)
@@ -209,9 +189,8 @@ static void send_account(struct nbd_output *output, size_t sent)
     }
 }
 
-void nbd_send_hook(struct loop_hook *hook)
+void nbd_send(struct nbd_connection *connection)
 {
-    struct nbd_connection *connection = container_of(hook, struct nbd_connection, output.hook);
     struct nbd_output *output = &connection->output;
     struct iovec iov[REPLY_IOVS];
 
@@ -230,6 +209,13 @@ void nbd_send_hook(struct loop_hook *hook)
             nbd_connection_close(connection);
         }
     }
+}
+
+void nbd_send_hook(struct loop_hook *hook)
+{
+    struct nbd_connection *connection = container_of(hook, struct nbd_connection, output.hook);
+
+    nbd_send(connection);
     nbd_connection_reap(connection);
 }
 

@@ -116,11 +116,8 @@ static void client_promote(struct nbd_client *client)
     struct evbuffer *input = bufferevent_get_input(client->stream);
     size_t size = evbuffer_get_length(input);
     int fd = bufferevent_getfd(client->stream);
-    bool context = handshake->context == handshake->export;
 
-    if (nbd_connection_start(handshake->export, fd, handshake->structured, handshake->extended,
-                             handshake->extended || handshake->structured ? context : false,
-                             evbuffer_pullup(input, -1), size) < 0) {
+    if (nbd_connection_start(handshake, fd, evbuffer_pullup(input, -1), size) < 0) {
         client_drop(client);
         return;
     }
@@ -128,17 +125,27 @@ static void client_promote(struct nbd_client *client)
     client_free(client);
 }
 
+/* Takes what came, as long as the client also reads the replies. */
+static void client_take(struct nbd_handshake *handshake, struct evbuffer *input, struct evbuffer *output)
+{
+    const unsigned char *at = evbuffer_pullup(input, -1);
+    size_t left = evbuffer_get_length(input), taken;
+
+    do {
+        taken = nbd_handshake_input(handshake, at, left);
+        at += taken;
+        left -= taken;
+    } while (taken && evbuffer_get_length(output) < CLIENT_OUTPUT_MAX);
+    evbuffer_drain(input, evbuffer_get_length(input) - left);
+}
+
 static void client_step(struct nbd_client *client)
 {
-    struct evbuffer *input = bufferevent_get_input(client->stream);
     struct evbuffer *output = bufferevent_get_output(client->stream);
     struct nbd_handshake *handshake = &client->handshake;
 
-    if (evbuffer_get_length(output) < CLIENT_OUTPUT_MAX && handshake->state < NBD_HANDSHAKE_DONE) {
-        size_t size = evbuffer_get_length(input);
-
-        evbuffer_drain(input, nbd_handshake_input(handshake, evbuffer_pullup(input, -1), size));
-    }
+    if (handshake->state < NBD_HANDSHAKE_DONE && evbuffer_get_length(output) < CLIENT_OUTPUT_MAX)
+        client_take(handshake, bufferevent_get_input(client->stream), output);
     if (handshake->state < NBD_HANDSHAKE_DONE || evbuffer_get_length(output))
         return;
     if (handshake->state == NBD_HANDSHAKE_DONE)
@@ -351,11 +358,10 @@ static int server_remove_exports(struct nbd_server *server, struct error *err)
     return change_apply(change, err);
 }
 
-static void server_wait_for_exports(const struct nbd_server *server)
+void nbd_server_lost(struct nbd_server *server)
 {
-    /* Their ends are bounded by their requests in flight. */
-    while (!list_is_empty(&server->exports))
-        coroutine_sleep(1000000);
+    if (server->waiter && list_is_empty(&server->exports))
+        coroutine_wake(take_ptr(&server->waiter));
 }
 
 int nbd_server_stop(const char *id, struct error *err)
@@ -365,7 +371,7 @@ int nbd_server_stop(const char *id, struct error *err)
     if (!server || server->stopping)
         return id[0] ? error_set(err, -ENOENT, "NBD server '%s' not running", id)
                      : error_set(err, -ENOENT, "NBD server not running");
-    /* Before the first wait: neither a second stop nor a new export comes in between. */
+    /* No more exports from here on. */
     server->stopping = true;
     int result = server_remove_exports(server, err);
 
@@ -374,7 +380,11 @@ int nbd_server_stop(const char *id, struct error *err)
         return result;
     }
     server_stop_listening(server);
-    server_wait_for_exports(server);
+    /* Nothing of theirs is in flight any more: this does not take long. */
+    if (!list_is_empty(&server->exports)) {
+        server->waiter = coroutine_self();
+        coroutine_yield();
+    }
     list_remove(&server->in_registry);
     option_free(&nbd_server_options_type, server->options);
     free(server->id);

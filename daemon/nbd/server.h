@@ -11,6 +11,7 @@
 
 #include "core/list.h"
 
+struct coroutine;
 struct error;
 struct event;
 struct nbd_export;
@@ -27,6 +28,7 @@ struct nbd_server {
     struct event *retry;            /* accept again after the process ran out of descriptors */
     unsigned connections;           /* negotiating and transmitting */
     bool stopping;
+    struct coroutine *waiter;       /* the stop, until the last export is gone */
 };
 
 extern struct list nbd_server_registry;
@@ -44,6 +46,9 @@ void nbd_server_stop_all(void);
 
 /* A transmitting client is gone. */
 void nbd_server_left(struct nbd_server *server);
+
+/* An export is gone, and does not refer to the server any more. */
+void nbd_server_lost(struct nbd_server *server);
 
 /* NULL if there is no export of that name; also finds hidden ones. */
 struct nbd_export *nbd_server_export(const struct nbd_server *server, const char *name);

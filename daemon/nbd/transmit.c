@@ -3,6 +3,10 @@
  * all whole requests in it are checked and submitted at once. Payloads of
  * small writes stay where they were received; those of large ones go straight
  * into a buffer of their own.
+ *
+ * Whatever a client sends is answered, and the stream stays in sync, unless
+ * the bytes are no request at all, or announce more payload than it is worth
+ * to read away. "Transmission phase" of proto.md.
  */
 #include <errno.h>
 #include <string.h>
@@ -13,11 +17,20 @@
 #include "daemon/nbd/connection.h"
 #include "daemon/nbd/export.h"
 #include "daemon/nbd/proto.h"
+#include "daemon/nbd/status.h"
 
-/* Larger payloads of refused writes are not worth reading away. */
-#define NBD_SKIP_MAX (256u << 20)
+/* Payloads up to here are used where they were received; larger ones get a buffer of their own. */
+#define TRANSMIT_INLINE (64u * 1024)
+/* Larger payloads of refused requests are not worth reading away. */
+#define TRANSMIT_SKIP_MAX (256u << 20)
 
-enum parse { PARSE_MORE, PARSE_NEXT, PARSE_BLOCKED, PARSE_CLOSE };
+enum parse {
+    PARSE_NEXT,         /* go on */
+    PARSE_MORE,         /* needs more bytes */
+    PARSE_BLOCKED,      /* takes nothing for now */
+    PARSE_END,          /* the client has said goodbye */
+    PARSE_BROKEN        /* no way to go on */
+};
 
 struct nbd_request {
     uint64_t cookie, offset, length;
@@ -32,6 +45,11 @@ static struct consumer *transmit_consumer(const struct nbd_connection *connectio
 static uint32_t transmit_header_size(const struct nbd_connection *connection)
 {
     return connection->extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE;
+}
+
+static uint32_t transmit_left(const struct nbd_chunk *chunk)
+{
+    return chunk ? chunk->end - chunk->start : 0;
 }
 
 /* False if these bytes are no request: then all that follows is noise. */
@@ -49,44 +67,72 @@ static bool transmit_decode(const struct nbd_connection *connection, const unsig
     return true;
 }
 
-/* What each command is, and which flags it may have. */
+/* What each command is, which flags it may have (FUA: all), and the error of a range that does not fit. */
 static const struct {
     uint8_t op;
     bool writes, ranged;
     uint16_t flags;
-    int beyond;             /* error of a range that does not fit */
+    struct nbd_refusal beyond;
 } transmit_commands[NBD_CMD_COUNT] = {
-    [NBD_CMD_READ] = {REQ_READ, false, true, NBD_CMD_FLAG_DF | NBD_CMD_FLAG_FUA, -EINVAL},
-    [NBD_CMD_WRITE] = {REQ_WRITE, true, true, NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_PAYLOAD_LEN, -ENOSPC},
-    [NBD_CMD_DISC] = {REQ_OP_COUNT, false, false, 0, 0},
-    [NBD_CMD_FLUSH] = {REQ_FLUSH, false, false, NBD_CMD_FLAG_FUA, 0},
-    [NBD_CMD_TRIM] = {REQ_DISCARD, true, true, NBD_CMD_FLAG_FUA, -EINVAL},
-    [NBD_CMD_CACHE] = {REQ_PREFETCH, false, true, NBD_CMD_FLAG_FUA, -EINVAL},
-    [NBD_CMD_WRITE_ZEROES] = {REQ_WRITE_ZEROES, true, true,
-                              NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO, -ENOSPC},
-    [NBD_CMD_BLOCK_STATUS] = {REQ_STATUS, false, true, NBD_CMD_FLAG_REQ_ONE | NBD_CMD_FLAG_FUA, -EINVAL},
+    [NBD_CMD_READ] = {REQ_READ, false, true, NBD_CMD_FLAG_DF, {-EINVAL, "read beyond the end of the export"}},
+    [NBD_CMD_WRITE] = {REQ_WRITE, true, true, NBD_CMD_FLAG_PAYLOAD_LEN, {-ENOSPC, "write beyond the end of the export"}},
+    [NBD_CMD_FLUSH] = {REQ_FLUSH, false, false, 0, {0, NULL}},
+    [NBD_CMD_TRIM] = {REQ_DISCARD, true, true, 0, {-EINVAL, "trim beyond the end of the export"}},
+    [NBD_CMD_CACHE] = {REQ_PREFETCH, false, true, 0, {-EINVAL, "cache beyond the end of the export"}},
+    [NBD_CMD_WRITE_ZEROES] = {REQ_WRITE_ZEROES, true, true, NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
+                              {-ENOSPC, "write of zeroes beyond the end of the export"}},
+    [NBD_CMD_BLOCK_STATUS] = {REQ_STATUS, false, true, NBD_CMD_FLAG_REQ_ONE | NBD_CMD_FLAG_PAYLOAD_LEN,
+                              {-EINVAL, "block status beyond the end of the export"}},
 };
 
-/* 0, or the error that this request is answered with. */
-static int transmit_check(const struct nbd_connection *connection, const struct nbd_request *request)
+static const struct nbd_refusal transmit_no_memory = {-ENOMEM, "no memory for the request's data"};
+
+/* Flags that what was negotiated does not allow for any command. */
+static uint16_t transmit_flags_off(const struct nbd_connection *connection)
 {
-    if (request->type >= NBD_CMD_COUNT)
-        return -EINVAL;
-    if (request->flags & ~transmit_commands[request->type].flags)
-        return -EINVAL;
-    if (transmit_commands[request->type].writes && connection->read_only)
-        return -EPERM;
-    if (!transmit_commands[request->type].ranged)
-        return 0;
+    return (connection->structured ? 0 : NBD_CMD_FLAG_DF) | (connection->extended ? 0 : NBD_CMD_FLAG_PAYLOAD_LEN);
+}
+
+static const struct nbd_refusal *transmit_check_range(const struct nbd_connection *connection,
+                                                      const struct nbd_request *request)
+{
+    static const struct nbd_refusal too_long = {-EINVAL, "more than 32 MiB of data in one request"},
+                                    no_context = {-EINVAL, "no metadata context was negotiated"},
+                                    no_length = {-EINVAL, "block status of no bytes"};
     uint64_t size = consumer_size(transmit_consumer(connection));
 
-    if (request->offset > size || request->length > size - request->offset)
-        return transmit_commands[request->type].beyond;
-    if (request->type == NBD_CMD_READ && request->length > NBD_PAYLOAD_MAX)
-        return -EINVAL;
-    if (request->type == NBD_CMD_BLOCK_STATUS && (request->length == 0 || !connection->context))
-        return -EINVAL;
-    return 0;
+    if (unlikely(request->offset > size || request->length > size - request->offset))
+        return &transmit_commands[request->type].beyond;
+    switch (request->type) {
+    case NBD_CMD_READ:
+    case NBD_CMD_WRITE:
+        return unlikely(request->length > NBD_PAYLOAD_MAX) ? &too_long : NULL;
+    case NBD_CMD_BLOCK_STATUS:
+        if (!connection->context)
+            return &no_context;
+        return request->length == 0 ? &no_length : NULL;
+    default:
+        return NULL;
+    }
+}
+
+/* NULL, or why the request is refused. */
+static const struct nbd_refusal *transmit_check(const struct nbd_connection *connection,
+                                                const struct nbd_request *request)
+{
+    static const struct nbd_refusal unknown = {-EINVAL, "unknown command"},
+                                    flags = {-EINVAL, "flags that the command does not have"},
+                                    read_only = {-EPERM, "the export is read-only"};
+
+    if (unlikely(request->type >= NBD_CMD_COUNT))
+        return &unknown;
+    uint16_t allowed = transmit_commands[request->type].flags | NBD_CMD_FLAG_FUA;
+
+    if (unlikely(request->flags & ~(allowed & ~transmit_flags_off(connection))))
+        return &flags;
+    if (unlikely(transmit_commands[request->type].writes && connection->read_only))
+        return &read_only;
+    return transmit_commands[request->type].ranged ? transmit_check_range(connection, request) : NULL;
 }
 
 static uint32_t transmit_flags(const struct nbd_connection *connection, const struct nbd_request *request)
@@ -104,24 +150,7 @@ static uint32_t transmit_flags(const struct nbd_connection *connection, const st
     return flags;
 }
 
-static int transmit_prepare_status(struct nbd_slot *slot)
-{
-    if (!slot->status.extents)
-        slot->status.extents = calloc(NBD_EXTENTS_MAX, sizeof(*slot->status.extents));
-    slot->status.count = 0;
-    slot->status.limit = slot->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_EXTENTS_MAX;
-    slot->request.extents = &slot->status;
-    return slot->status.extents ? 0 : -ENOMEM;
-}
-
-static void transmit_submit(struct nbd_slot *slot)
-{
-    struct request *req = &slot->request;
-
-    consumer_submit(transmit_consumer(slot->connection), req);
-}
-
-/* Fills in the request; data is set for reads here, for writes by the caller. */
+/* Fills in the request, with room for the data that it returns; data to write is the caller's. -ENOMEM. */
 static int transmit_fill(struct nbd_slot *slot, const struct nbd_request *request)
 {
     struct request *req = &slot->request;
@@ -139,7 +168,7 @@ static int transmit_fill(struct nbd_slot *slot, const struct nbd_request *reques
         req->iov = &slot->iov;
         req->iov_count = 1;
     } else if (req->op == REQ_STATUS) {
-        result = transmit_prepare_status(slot);
+        result = nbd_status_prepare(slot);
     }
     return result;
 }
@@ -148,15 +177,67 @@ static struct nbd_slot *transmit_slot(struct nbd_connection *connection, const s
 {
     struct nbd_slot *slot = nbd_slot_get(connection);
 
-    if (slot) {
+    if (likely(slot != NULL)) {
         slot->cookie = request->cookie;
         slot->offset = request->offset;
         slot->length = request->length;
         slot->type = request->type;
         slot->flags = request->flags;
-        slot->is_error = false;
     }
     return slot;
+}
+
+/* Answers without asking the graph; a payload that follows is thrown away. */
+static enum parse transmit_answer(struct nbd_connection *connection, const struct nbd_request *request,
+                                  uint64_t payload, const struct nbd_refusal *refusal)
+{
+    struct nbd_slot *slot = payload <= TRANSMIT_SKIP_MAX ? transmit_slot(connection, request) : NULL;
+
+    if (!slot)
+        return PARSE_BROKEN;
+    connection->input.skip = payload;
+    nbd_reply(slot, refusal ? refusal->result : 0, refusal ? refusal->text : NULL);
+    return PARSE_NEXT;
+}
+
+static enum parse transmit_submit(struct nbd_slot *slot)
+{
+    consumer_submit(transmit_consumer(slot->connection), &slot->request);
+    return PARSE_NEXT;
+}
+
+/* A write whose header is parsed; of its payload all (small ones) or a part is in the chunk. */
+static enum parse transmit_write(struct nbd_connection *connection, struct nbd_slot *slot,
+                                 const struct nbd_request *request)
+{
+    struct nbd_input *input = &connection->input;
+    struct nbd_chunk *chunk = input->chunk;
+    uint32_t there = transmit_left(chunk);
+
+    if (there > request->length)
+        there = (uint32_t)request->length;
+    slot->iov.iov_len = request->length;
+    slot->request.iov = &slot->iov;
+    slot->request.iov_count = 1;
+    if (request->length <= TRANSMIT_INLINE && !input->copies) {
+        slot->iov.iov_base = chunk->data + chunk->start;
+        slot->chunk = chunk;
+        chunk->refs++;
+        chunk->start += there;
+        return transmit_submit(slot);
+    }
+    if (nbd_slot_buffer(slot, request->length) < 0) {
+        nbd_slot_put(slot);
+        return transmit_answer(connection, request, request->length, &transmit_no_memory);
+    }
+    slot->iov.iov_base = slot->buffer;
+    memcpy(slot->buffer, chunk->data + chunk->start, there);
+    chunk->start += there;
+    if (there == request->length)
+        return transmit_submit(slot);
+    input->filling = slot;
+    input->filled = there;
+    return PARSE_NEXT;
 }
 
 /* Bytes that follow the header, whether we want them or not. */
@@ -167,226 +248,217 @@ static uint64_t transmit_payload(const struct nbd_connection *connection, const 
     return 0;
 }
 
-/* A write, with its header parsed and all or a part of its payload in the chunk. */
-static enum parse transmit_write(struct nbd_connection *connection, struct nbd_slot *slot,
-                                 const struct nbd_request *request)
+/* A request with its header taken, and so much of its payload in the chunk as transmit_needs() says. */
+static enum parse transmit_carry_out(struct nbd_connection *connection, struct nbd_request *request)
 {
-    struct nbd_input *input = &connection->input;
-    struct nbd_chunk *chunk = input->chunk;
-    uint32_t there = chunk->end - chunk->start;
+    uint64_t payload = transmit_payload(connection, request);
+    const struct nbd_refusal *refusal = NULL;
 
-    slot->iov.iov_len = request->length;
-    slot->request.iov = &slot->iov;
-    slot->request.iov_count = 1;
-    if (request->length <= NBD_PAYLOAD_INLINE) {
-        slot->iov.iov_base = chunk->data + chunk->start;
-        slot->chunk = chunk;
-        chunk->refs++;
-        chunk->start += (uint32_t)request->length;
-        transmit_submit(slot);
-        return PARSE_NEXT;
+    if (request->type == NBD_CMD_BLOCK_STATUS && payload) {
+        const struct nbd_chunk *chunk = connection->input.chunk;
+
+        refusal = nbd_status_payload(chunk->data + chunk->start, payload, &request->length);
     }
-    if (nbd_slot_buffer(slot, request->length) < 0) {
+    if (!refusal)
+        refusal = transmit_check(connection, request);
+    /* To read or write nothing is no work for the graph. */
+    bool nothing = request->length == 0 && request->type != NBD_CMD_FLUSH;
+
+    if (unlikely(refusal || nothing))
+        return transmit_answer(connection, request, payload, refusal);
+    struct nbd_slot *slot = transmit_slot(connection, request);
+
+    if (unlikely(!slot))
+        return PARSE_BROKEN;
+    if (unlikely(transmit_fill(slot, request) < 0)) {
         nbd_slot_put(slot);
-        return PARSE_CLOSE;
+        return transmit_answer(connection, request, payload, &transmit_no_memory);
     }
-    if (there > request->length)
-        there = (uint32_t)request->length;
-    slot->iov.iov_base = slot->buffer;
-    memcpy(slot->buffer, chunk->data + chunk->start, there);
-    chunk->start += there;
-    if (there == request->length) {
-        transmit_submit(slot);
-        return PARSE_NEXT;
-    }
-    input->filling = slot;
-    input->filled = there;
-    return PARSE_MORE;
+    if (request->type == NBD_CMD_WRITE)
+        return transmit_write(connection, slot, request);
+    connection->input.skip = payload;
+    return transmit_submit(slot);
 }
 
-/* Answers with an error; a payload that comes along is thrown away. */
-static enum parse transmit_refuse(struct nbd_connection *connection, const struct nbd_request *request, int result)
+/* Bytes of payload that must be there before the request can be looked at. */
+static uint32_t transmit_needs(const struct nbd_connection *connection, const struct nbd_request *request)
 {
-    struct nbd_input *input = &connection->input;
     uint64_t payload = transmit_payload(connection, request);
-    uint32_t there = input->chunk->end - input->chunk->start;
-    struct nbd_slot *slot = payload <= NBD_SKIP_MAX ? transmit_slot(connection, request) : NULL;
 
-    if (!slot)
-        return PARSE_CLOSE;
-    if (there > payload)
-        there = (uint32_t)payload;
-    input->chunk->start += there;
-    input->skip = payload - there;
-    nbd_reply(slot, result);
-    return input->skip ? PARSE_MORE : PARSE_NEXT;
+    switch (request->type) {
+    case NBD_CMD_WRITE:
+        return payload <= TRANSMIT_INLINE ? (uint32_t)payload : 0;
+    case NBD_CMD_BLOCK_STATUS:
+        return payload == NBD_STATUS_PAYLOAD_SIZE ? NBD_STATUS_PAYLOAD_SIZE : 0;
+    default:
+        return 0;
+    }
 }
 
 static bool transmit_has_room(const struct nbd_connection *connection)
 {
-    return connection->slot_count < NBD_SLOTS_MAX && connection->memory < NBD_MEMORY_MAX &&
+    return nbd_pool_has_room(&connection->pool) &&
            !consumer_paused(transmit_consumer(connection), connection->loop);
 }
 
 static enum parse transmit_request(struct nbd_connection *connection)
 {
-    struct nbd_chunk *chunk = connection->input.chunk;
-    uint32_t header = transmit_header_size(connection), there = chunk->end - chunk->start;
+    struct nbd_input *input = &connection->input;
+    uint32_t header = transmit_header_size(connection), there = transmit_left(input->chunk);
     struct nbd_request request;
 
     if (there < header)
         return PARSE_MORE;
     if (unlikely(!transmit_has_room(connection)))
         return PARSE_BLOCKED;
-    if (unlikely(!transmit_decode(connection, chunk->data + chunk->start, &request)))
-        return PARSE_CLOSE;
+    if (unlikely(!transmit_decode(connection, input->chunk->data + input->chunk->start, &request)))
+        return PARSE_BROKEN;
     if (unlikely(request.type == NBD_CMD_DISC))
-        return PARSE_CLOSE;
-    int result = transmit_check(connection, &request);
+        return PARSE_END;
+    uint32_t needs = transmit_needs(connection, &request);
 
-    if (result == 0 && request.type == NBD_CMD_WRITE && request.length > NBD_PAYLOAD_MAX)
-        result = -EINVAL;
-    if (unlikely(result < 0)) {
-        chunk->start += header;
-        return transmit_refuse(connection, &request, result);
-    }
-    if (request.type == NBD_CMD_WRITE) {
-        connection->input.expect_large = request.length > NBD_PAYLOAD_INLINE;
-        if (!connection->input.expect_large && there - header < request.length)
-            return PARSE_MORE;
-    }
-    struct nbd_slot *slot = transmit_slot(connection, &request);
-
-    if (!slot || transmit_fill(slot, &request) < 0) {
-        if (slot)
-            nbd_slot_put(slot);
-        return PARSE_CLOSE;
-    }
-    chunk->start += header;
-    if (request.type == NBD_CMD_WRITE)
-        return transmit_write(connection, slot, &request);
-    transmit_submit(slot);
-    return PARSE_NEXT;
+    input->expect_large = request.type == NBD_CMD_WRITE && request.length > TRANSMIT_INLINE;
+    if (there - header < needs)
+        return PARSE_MORE;
+    input->chunk->start += header;
+    return transmit_carry_out(connection, &request);
 }
 
-/* Room for at least one header and an inline payload behind what is not parsed yet. */
+static void transmit_skip(struct nbd_input *input)
+{
+    uint32_t there = transmit_left(input->chunk);
+    uint32_t skip = there < input->skip ? there : (uint32_t)input->skip;
+
+    input->chunk->start += skip;
+    input->skip -= skip;
+}
+
+/* The large write whose payload is complete; not in a pause, after which the graph may be another one. */
+static enum parse transmit_submit_filled(struct nbd_connection *connection)
+{
+    struct nbd_input *input = &connection->input;
+
+    if (consumer_paused(transmit_consumer(connection), connection->loop))
+        return PARSE_BLOCKED;
+    struct nbd_slot *slot = nbd_slot_fit(input->filling);
+
+    if (!slot)
+        return PARSE_BROKEN;
+    input->filling = NULL;
+    return transmit_submit(slot);
+}
+
+/* Takes all that was received and is complete. */
+static enum parse transmit_parse(struct nbd_connection *connection)
+{
+    struct nbd_input *input = &connection->input;
+    enum parse parse = PARSE_NEXT;
+
+    while (parse == PARSE_NEXT) {
+        if (unlikely(input->skip))
+            transmit_skip(input);
+        if (unlikely(input->skip || (input->filling && input->filled < input->filling->length)))
+            parse = PARSE_MORE;
+        else if (unlikely(input->filling != NULL))
+            parse = transmit_submit_filled(connection);
+        else
+            parse = transmit_request(connection);
+    }
+    return parse;
+}
+
+/* A chunk that has room for at least one header and an inline payload behind what is not parsed yet. */
 static struct nbd_chunk *transmit_make_room(struct nbd_connection *connection)
 {
     struct nbd_input *input = &connection->input;
     struct nbd_chunk *chunk = input->chunk;
-    uint32_t left = chunk->end - chunk->start;
+    uint32_t left = transmit_left(chunk);
 
-    if (left == 0 && chunk->refs == 1)
+    if (chunk && chunk->refs == 1 && left == 0)
         chunk->start = chunk->end = 0;
-    if (NBD_CHUNK_SIZE - chunk->start >= NBD_PAYLOAD_INLINE + NBD_EXTENDED_REQUEST_SIZE &&
-        chunk->end < NBD_CHUNK_SIZE)
+    if (likely(chunk && NBD_CHUNK_SIZE - chunk->start >= TRANSMIT_INLINE + NBD_EXTENDED_REQUEST_SIZE &&
+               chunk->end < NBD_CHUNK_SIZE))
         return chunk;
-    if (chunk->refs == 1) {
+    if (chunk && chunk->refs == 1) {
         memmove(chunk->data, chunk->data + chunk->start, left);
         chunk->start = 0;
         chunk->end = left;
         return chunk;
     }
-    struct nbd_chunk *fresh = take_ptr(&input->spare);
+    struct nbd_chunk *fresh = nbd_chunk_get(&connection->pool);
 
     if (!fresh)
-        fresh = malloc(sizeof(*fresh));
-    if (!fresh)
         return NULL;
-    memcpy(fresh->data, chunk->data + chunk->start, left);
-    fresh->refs = 1;
-    fresh->start = 0;
-    fresh->end = left;
-    chunk->refs--;      /* its slots keep it */
-    connection->memory += sizeof(*fresh);
-    input->chunk = fresh;
-    return fresh;
+    if (chunk) {
+        memcpy(fresh->data, chunk->data + chunk->start, left);
+        fresh->end = left;
+        nbd_chunk_put(&connection->pool, chunk);    /* its slots keep it */
+    }
+    return input->chunk = fresh;
+}
+
+/* Behind what is there already. After a large write no more than one header, so that the payload of
+ * the next one is received where it belongs. */
+static struct iovec transmit_room(const struct nbd_connection *connection, struct nbd_chunk *chunk)
+{
+    uint32_t room = NBD_CHUNK_SIZE - chunk->end, left = transmit_left(chunk);
+    uint32_t header = transmit_header_size(connection);
+
+    if (connection->input.expect_large && !connection->input.skip && left < header)
+        room = header - left;
+    return (struct iovec){.iov_base = chunk->data + chunk->end, .iov_len = room};
 }
 
 /* >0: bytes; 0: the client is gone or broken; -EAGAIN: nothing there. */
-static ssize_t transmit_receive(struct nbd_connection *connection, void *buf, size_t size)
-{
-    ssize_t got;
-
-    do
-        got = recv(connection->fd, buf, size, MSG_DONTWAIT);
-    while (got < 0 && errno == EINTR);
-    if (got < 0)
-        return errno == EAGAIN ? -EAGAIN : 0;
-    return got;
-}
-
-static ssize_t transmit_receive_payload(struct nbd_connection *connection)
-{
-    struct nbd_input *input = &connection->input;
-    struct nbd_slot *slot = input->filling;
-    ssize_t got = transmit_receive(connection, (char *)slot->buffer + input->filled, slot->length - input->filled);
-
-    if (got > 0 && (input->filled += (uint64_t)got) == slot->length) {
-        input->filling = NULL;
-        transmit_submit(slot);
-    }
-    return got;
-}
-
-static ssize_t transmit_receive_requests(struct nbd_connection *connection)
+static ssize_t transmit_receive(struct nbd_connection *connection)
 {
     struct nbd_input *input = &connection->input;
     struct nbd_chunk *chunk = transmit_make_room(connection);
+    uint64_t wanted = input->filling ? input->filling->length - input->filled : 0;
+    struct iovec iov[2] = {{.iov_len = wanted}};
+    ssize_t got;
 
     if (!chunk)
         return 0;
-    uint32_t room = NBD_CHUNK_SIZE - chunk->end, header = transmit_header_size(connection);
+    iov[1] = transmit_room(connection, chunk);
+    if (wanted)
+        iov[0].iov_base = (char *)input->filling->buffer + input->filled;
+    do {
+        struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
 
-    /* Not more than the header of a large write, so that its payload is received where it belongs. */
-    if (input->expect_large && chunk->end - chunk->start < header)
-        room = header - (chunk->end - chunk->start);
-    ssize_t got = transmit_receive(connection, chunk->data + chunk->end, room);
+        got = wanted ? recvmsg(connection->fd, &message, MSG_DONTWAIT)
+                     : recv(connection->fd, iov[1].iov_base, iov[1].iov_len, MSG_DONTWAIT);
+    } while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return errno == EAGAIN ? -EAGAIN : 0;
+    uint64_t filled = (uint64_t)got < wanted ? (uint64_t)got : wanted;
 
-    if (got <= 0)
-        return got;
-    if (input->skip) {
-        uint64_t skip = (uint64_t)got < input->skip ? (uint64_t)got : input->skip;
-
-        input->skip -= skip;
-        chunk->start += (uint32_t)skip;
-    }
-    chunk->end += (uint32_t)got;
+    input->filled += filled;
+    chunk->end += (uint32_t)((uint64_t)got - filled);
     return got;
-}
-
-static enum parse transmit_parse(struct nbd_connection *connection)
-{
-    enum parse parse = PARSE_NEXT;
-
-    while (parse == PARSE_NEXT)
-        parse = transmit_request(connection);
-    return parse;
 }
 
 bool nbd_transmit_poll(struct poller *poller)
 {
     struct nbd_connection *connection = container_of(poller, struct nbd_connection, poller);
-    struct nbd_input *input = &connection->input;
-    enum parse parse = PARSE_MORE;
-    ssize_t got = 1;
+    /* There may be bytes that came along with the negotiation, or while requests were held back. */
+    enum parse parse = transmit_parse(connection);
 
-    /* Bytes that came along with the negotiation, or while requests were held back. */
-    if (!input->filling && !input->skip && input->chunk->start != input->chunk->end)
-        parse = transmit_parse(connection);
     if (parse == PARSE_MORE) {
-        got = input->filling ? transmit_receive_payload(connection) : transmit_receive_requests(connection);
+        ssize_t got = transmit_receive(connection);
+
         if (got == -EAGAIN)
             return false;
-        if (got > 0 && !input->filling && !input->skip)
-            parse = transmit_parse(connection);
+        nbd_connection_touch(connection);
+        parse = got ? transmit_parse(connection) : PARSE_END;
     }
     if (parse == PARSE_BLOCKED) {
-        input->blocked = true;
+        connection->input.blocked = true;
         poller_rest(poller);
-        return true;
-    }
-    if (parse == PARSE_CLOSE || got == 0)
+    } else if (parse == PARSE_END) {
+        nbd_connection_finish(connection);
+    } else if (parse == PARSE_BROKEN) {
         nbd_connection_close(connection);
+    }
     return true;
 }
