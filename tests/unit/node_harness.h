@@ -72,7 +72,7 @@ static void run_on(enum loop_ring ring, void (*body)(void))
 /* Nodes. */
 
 /* The file of this test, all zeroes. */
-static void make_file(uint64_t size)
+__attribute__((unused)) static void make_file(uint64_t size)
 {
     AUTO_CLOSE int fd = open(test_path, O_RDWR | O_CREAT | O_TRUNC, 0600);
 
@@ -109,7 +109,7 @@ static struct node_options options_of(const char *path, bool direct)
 }
 
 /* NULL if there is no O_DIRECT here. */
-static struct node *open_node(const char *name, bool direct)
+__attribute__((unused)) static struct node *open_node(const char *name, bool direct)
 {
     struct node_options options = options_of(test_path, direct);
     AUTO_ERROR struct error err = {0};
@@ -131,7 +131,7 @@ static void close_node(struct node *node)
     ck_assert_int_eq(change_apply(change, &err), 0);
 }
 
-static uint64_t size_on_disk(void)
+__attribute__((unused)) static uint64_t size_on_disk(void)
 {
     struct stat st;
 
