@@ -122,11 +122,18 @@ int startup_run(const struct command_line *line, struct error *err)
     };
     int rc = 0;
 
-    for (unsigned i = 0; rc == 0 && i < line->step_count; i++) {
-        const struct command_line_step *step = &line->steps[i];
-        rc = steps[step->kind](step->value, err);
-        if (rc < 0)
-            error_prefix(err, "%s %s: ", command_line_name(step->kind), step->value);
+    /* Steps wait for I/O, and a client must not meet half of what the command line describes: QMP comes last. */
+    for (unsigned pass = 0; pass < 2; pass++) {
+        for (unsigned i = 0; rc == 0 && i < line->step_count; i++) {
+            const struct command_line_step *step = &line->steps[i];
+            bool monitors = step->kind == COMMAND_LINE_QMP || step->kind == COMMAND_LINE_MONITOR;
+
+            if (monitors != (pass == 1))
+                continue;
+            rc = steps[step->kind](step->value, err);
+            if (rc < 0)
+                error_prefix(err, "%s %s: ", command_line_name(step->kind), step->value);
+        }
     }
     chardev_clear(rc == 0);
     return rc;
