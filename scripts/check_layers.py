@@ -36,6 +36,17 @@ def sources():
     return sorted(found)
 
 
+def scripts():
+    """Paths of all Python files."""
+    found = set(glob.glob("*/**/*.py", root_dir=ROOT, recursive=True))
+    for path in glob.glob("scripts/*", root_dir=ROOT) + glob.glob("tests/*/run", root_dir=ROOT):
+        if os.path.isfile(os.path.join(ROOT, path)):
+            with open(os.path.join(ROOT, path), "rb") as stream:
+                if b"python" in stream.readline():
+                    found.add(path)
+    return sorted(path for path in found if not path.startswith("build"))
+
+
 def check_includes(path, text):
     folder = path.split("/")[0]
     for number, line in enumerate(text.splitlines(), 1):
@@ -85,10 +96,14 @@ def members(body):
     return sum(member.count(",") + 1 for member in body.split(";") if member.strip())
 
 
-def check_sizes(path, text):
+def check_length(path, text):
     lines = text.count("\n")
     if lines > FILE_LINES:
         yield f"{path}: {lines} lines, at most {FILE_LINES} are allowed"
+
+
+def check_sizes(path, text):
+    yield from check_length(path, text)
     for head, body, first, last, depth in blocks(strip(text)):
         struct = re.search(r"\b(?:struct|union)\s*(\w*)(?:\s*__attribute__\s*\(\(.*\)\))?$", head)
         if struct:
@@ -109,14 +124,20 @@ def compile_header(path, build):
     return f"{path}: does not compile alone:\n{result.stderr}" if result.returncode else None
 
 
+def read(path):
+    with open(os.path.join(ROOT, path), encoding="utf-8") as stream:
+        return stream.read()
+
+
 def main():
     build = sys.argv[1] if len(sys.argv) > 1 else "build"
     faults, paths = [], sources()
     for path in paths:
-        with open(os.path.join(ROOT, path), encoding="utf-8") as stream:
-            text = stream.read()
+        text = read(path)
         faults += check_includes(path, text)
         faults += check_sizes(path, text)
+    for path in scripts():
+        faults += check_length(path, read(path))
     headers = [path for path in paths if path.endswith(".h")]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         faults += filter(None, pool.map(lambda path: compile_header(path, build), headers))
