@@ -39,13 +39,30 @@ struct node *edge_parent_node_of(const struct edge *edge)
     return edge->parent.ops == &edge_parent_node ? edge->parent.object : NULL;
 }
 
-int edge_resize(struct edge *edge, uint64_t size, struct error *err)
+/* All other users of the child must allow it, whichever way the resize came. */
+static int edge_resize_allowed(const struct edge *edge, struct error *err)
 {
-    struct node *child = edge->child;
-    int result;
+    const struct node *child = edge->child;
+    const struct edge *other;
 
     if (child->flags & NODE_READ_ONLY)
         return error_set(err, -EACCES, "Block node '%s' is read-only", child->name);
+    list_for_each(other, &child->parents, in_child) {
+        if (other != edge && !(other->have.shared & PERM_RESIZE))
+            return error_set(err, -EPERM,
+                             "Conflicts with use by %s '%s' as '%s', which does not allow 'resize' on node '%s'",
+                             other->parent.ops->kind, other->parent.ops->name(other), other->name, child->name);
+    }
+    return 0;
+}
+
+int edge_resize(struct edge *edge, uint64_t size, struct error *err)
+{
+    struct node *child = edge->child;
+    int result = edge_resize_allowed(edge, err);
+
+    if (result < 0)
+        return result;
     if (child->driver->resize)
         result = child->driver->resize(child, size, err);
     else if (child->filtered)

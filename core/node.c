@@ -84,52 +84,42 @@ void node_size_changed(struct node *node, uint64_t size)
 struct node_resizing {
     struct node *node;
     uint64_t size;
-    bool done;
 };
 
 static int node_resize_settle(void *action, struct error *err)
 {
     struct node_resizing *resizing = action;
     struct edge self = {.child = resizing->node};
-    int result = edge_resize(&self, resizing->size, err);
 
-    resizing->done = result == 0;
-    return result;
+    return edge_resize(&self, resizing->size, err);
+}
+
+/* Where a driver's resize() may go on, by edge_resize(). */
+static struct edge *node_resizes_below(const struct node *node)
+{
+    return node->filtered ? node->filtered : node_child_by_role(node, ROLE_PRIMARY);
 }
 
 /* Tells everybody from the lowest layer that was resized upwards. */
 static void node_tell_size(struct node *node)
 {
-    struct edge *below = node->filtered ? node->filtered : node_child_by_role(node, ROLE_PRIMARY);
+    struct edge *below = node_resizes_below(node);
 
     if (below)
         node_tell_size(below->child);
     node_size_changed(node, node->size);
 }
 
-static void node_resize_clean(void *action)
+/* Still drained: layers above that follow must not let in what lies beyond the new end. */
+static void node_resize_commit(void *action)
 {
     struct node_resizing *resizing = action;
 
-    if (resizing->done)
-        node_tell_size(resizing->node);
+    node_tell_size(resizing->node);
 }
 
 static const struct change_type node_resize_type = {
-    .name = "resize", .settle = node_resize_settle, .clean = node_resize_clean};
-
-static int node_resize_allowed(const struct node *node, struct error *err)
-{
-    const struct edge *edge;
-
-    list_for_each(edge, &node->parents, in_child) {
-        if (!(edge->have.shared & PERM_RESIZE))
-            return error_set(err, -EPERM,
-                             "Conflicts with use by %s '%s' as '%s', which does not allow 'resize' on node '%s'",
-                             edge->parent.ops->kind, edge->parent.ops->name(edge), edge->name, node->name);
-    }
-    return 0;
-}
+    .name = "resize", .settle = node_resize_settle, .commit = node_resize_commit};
 
 int node_resize(struct node *node, uint64_t size, struct error *err)
 {
@@ -139,16 +129,17 @@ int node_resize(struct node *node, uint64_t size, struct error *err)
     /* The wait for other changes may outlive the node. */
     change = change_new();
     node = node_lookup(name, err);
-    int result = node ? node_resize_allowed(node, err) : -ENODEV;
-
-    if (result < 0) {
+    if (!node) {
         change_abort(change);
-        return result;
+        return -ENODEV;
     }
     struct node_resizing *resizing = change_add(change, &node_resize_type, sizeof(*resizing));
 
     *resizing = (struct node_resizing){.node = node, .size = size};
+    /* Others may reach the layers below by a way of their own. */
     change_touch(change, node);
+    for (struct edge *below; (below = node_resizes_below(node)); node = below->child)
+        change_touch(change, below->child);
     return change_apply(change, err);
 }
 
