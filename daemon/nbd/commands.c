@@ -10,8 +10,8 @@
 #include "qmp/json_build.h"
 #include "qmp/option_json.h"
 
-int qmp_nbd_server_start(struct qmp_client *client, const struct nbd_server_start_args *args,
-                         struct json_object **ret, struct error *err)
+int qmp_nbd_server_start(struct qmp_client *client, const struct nbd_server_start_args *args, struct json_object **ret,
+                         struct error *err)
 {
     /* The command's address is the same with one more level of JSON around it. */
     struct socket_address address = {.type = args->addr->type};

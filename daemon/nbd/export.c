@@ -20,8 +20,8 @@ static struct nbd_export *nbd_export_of(const struct export *export)
 uint16_t nbd_export_flags(const struct nbd_export *export)
 {
     /* All connections of an export end in the same nodes: what one has flushed, all have. */
-    uint16_t flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN |
-                     NBD_FLAG_SEND_CACHE;
+    uint16_t flags =
+        NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE;
 
     if (export->export->writable)
         return flags | NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;

@@ -325,8 +325,8 @@ static size_t handshake_take_flags(struct nbd_handshake *handshake, const unsign
     handshake->fixed = flags & NBD_FLAG_FIXED_NEWSTYLE;
     handshake->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
     /* Unknown flags change the protocol in ways that we do not know. */
-    handshake->state = flags & ~(uint32_t)(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES) ? NBD_HANDSHAKE_CLOSE
-                                                                                           : NBD_HANDSHAKE_OPTION;
+    handshake->state =
+        flags & ~(uint32_t)(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES) ? NBD_HANDSHAKE_CLOSE : NBD_HANDSHAKE_OPTION;
     return 4;
 }
 

@@ -158,8 +158,8 @@ static unsigned send_gather(const struct nbd_output *output, struct iovec *iov)
     unsigned count = 0;
 
     for (const struct nbd_slot *slot = output->first; slot && count + 2 <= REPLY_IOVS; slot = slot->next) {
-        const struct iovec parts[2] = {
-            {.iov_base = (void *)(uintptr_t)slot->header, .iov_len = slot->header_size}, slot->payload};
+        const struct iovec parts[2] = {{.iov_base = (void *)(uintptr_t)slot->header, .iov_len = slot->header_size},
+                                       slot->payload};
 
         for (unsigned i = 0; i < 2; i++) {
             size_t from = skip < parts[i].iov_len ? skip : parts[i].iov_len;

@@ -10,12 +10,12 @@
 #include "daemon/nbd/connection.h"
 #include "daemon/nbd/export.h"
 
-static size_t class_size(unsigned class)
+static size_t order_size(unsigned order)
 {
-    return (size_t)BUFFER_ALIGN << class;
+    return (size_t)BUFFER_ALIGN << order;
 }
 
-static unsigned buffer_class(size_t size)
+static unsigned buffer_order(size_t size)
 {
     return size <= BUFFER_ALIGN ? 0 : 52u - (unsigned)__builtin_clzll(size - 1);
 }
@@ -23,18 +23,18 @@ static unsigned buffer_class(size_t size)
 /* Frees idle memory, the largest pieces first, until size more bytes stay within the limit. */
 static void pool_make_room(struct nbd_pool *pool, size_t size, size_t limit)
 {
-    unsigned class = NBD_BUFFER_CLASSES;
+    unsigned order = NBD_BUFFER_ORDERS;
 
     while (pool->idle && pool->used + pool->idle + size > limit) {
         struct nbd_chunk *chunk = pool->free_chunks;
 
-        while (class > 0 && !pool->free_buffers[class - 1])
-            class--;
-        if (class > 0) {
-            struct nbd_buffer *buffer = pool->free_buffers[class - 1];
+        while (order > 0 && !pool->free_buffers[order - 1])
+            order--;
+        if (order > 0) {
+            struct nbd_buffer *buffer = pool->free_buffers[order - 1];
 
-            pool->free_buffers[class - 1] = buffer->next;
-            pool->idle -= class_size(class - 1);
+            pool->free_buffers[order - 1] = buffer->next;
+            pool->idle -= order_size(order - 1);
             free(buffer);
         } else {
             pool->free_chunks = chunk->next;
@@ -87,31 +87,31 @@ void nbd_chunk_put(struct nbd_pool *pool, struct nbd_chunk *chunk)
 int nbd_slot_buffer(struct nbd_slot *slot, size_t size)
 {
     struct nbd_pool *pool = &slot->connection->pool;
-    unsigned class = buffer_class(size);
-    struct nbd_buffer *buffer = pool->free_buffers[class];
+    unsigned order = buffer_order(size);
+    struct nbd_buffer *buffer = pool->free_buffers[order];
 
     if (likely(buffer != NULL)) {
-        pool->free_buffers[class] = buffer->next;
-        pool->idle -= class_size(class);
+        pool->free_buffers[order] = buffer->next;
+        pool->idle -= order_size(order);
     } else {
-        pool_make_room(pool, class_size(class), NBD_MEMORY_MAX);
-        buffer = buffer_alloc(class_size(class));
+        pool_make_room(pool, order_size(order), NBD_MEMORY_MAX);
+        buffer = buffer_alloc(order_size(order));
         if (!buffer)
             return -ENOMEM;
     }
-    pool->used += class_size(class);
+    pool->used += order_size(order);
     slot->buffer = buffer;
-    slot->buffer_class = (uint8_t)class;
+    slot->buffer_order = (uint8_t)order;
     return 0;
 }
 
 static void slot_buffer_put(struct nbd_pool *pool, struct nbd_slot *slot)
 {
     struct nbd_buffer *buffer = take_ptr(&slot->buffer);
-    size_t size = class_size(slot->buffer_class);
+    size_t size = order_size(slot->buffer_order);
 
-    buffer->next = pool->free_buffers[slot->buffer_class];
-    pool->free_buffers[slot->buffer_class] = buffer;
+    buffer->next = pool->free_buffers[slot->buffer_order];
+    pool->free_buffers[slot->buffer_order] = buffer;
     pool->used -= size;
     pool->idle += size;
 }

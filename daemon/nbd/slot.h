@@ -23,7 +23,7 @@ struct nbd_connection;
  * that was taken below it always gets its buffer. */
 #define NBD_MEMORY_MAX ((size_t)64 << 20)
 #define NBD_SLOTS_MAX 1024u
-#define NBD_BUFFER_CLASSES 14u          /* powers of two from 4 KiB to 32 MiB = NBD_PAYLOAD_MAX */
+#define NBD_BUFFER_ORDERS 14u           /* powers of two from 4 KiB to 32 MiB = NBD_PAYLOAD_MAX */
 #define NBD_HEADER_MAX 64u
 
 /* Received bytes. Writes refer to it while their payload is in use. */
@@ -43,8 +43,8 @@ struct nbd_slot {
     struct nbd_connection *connection;
     uint64_t cookie, offset, length;    /* as asked */
     uint16_t type, flags;
-    uint8_t buffer_class;
-    void *buffer;                       /* NULL, or of buffer_class */
+    uint8_t buffer_order;
+    void *buffer;                       /* NULL, or BUFFER_ALIGN << buffer_order bytes */
     struct nbd_chunk *chunk;            /* NULL, or where the payload is */
     struct extent_list status;
     struct iovec iov;                   /* the data */
@@ -57,7 +57,7 @@ struct nbd_slot {
 struct nbd_pool {
     struct nbd_slot *free_slots;
     unsigned slots;                     /* in use */
-    struct nbd_buffer *free_buffers[NBD_BUFFER_CLASSES];
+    struct nbd_buffer *free_buffers[NBD_BUFFER_ORDERS];
     struct nbd_chunk *free_chunks;
     size_t used, idle;                  /* bytes of buffers and chunks */
 };

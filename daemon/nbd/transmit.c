@@ -67,22 +67,24 @@ static bool transmit_decode(const struct nbd_connection *connection, const unsig
     return true;
 }
 
-/* What each command is, which flags it may have (FUA: all), and the error of a range that does not fit. */
+static const struct nbd_refusal transmit_beyond = {-EINVAL, "the range goes beyond the end of the export"};
+static const struct nbd_refusal transmit_no_space = {-ENOSPC, "the range goes beyond the end of the export"};
+
+/* What each command is, which flags it may have (FUA: all), and how a range that does not fit is refused. */
 static const struct {
     uint8_t op;
-    bool writes, ranged;
+    bool writes;
     uint16_t flags;
-    struct nbd_refusal beyond;
+    const struct nbd_refusal *beyond;   /* NULL: has no range */
 } transmit_commands[NBD_CMD_COUNT] = {
-    [NBD_CMD_READ] = {REQ_READ, false, true, NBD_CMD_FLAG_DF, {-EINVAL, "read beyond the end of the export"}},
-    [NBD_CMD_WRITE] = {REQ_WRITE, true, true, NBD_CMD_FLAG_PAYLOAD_LEN, {-ENOSPC, "write beyond the end of the export"}},
-    [NBD_CMD_FLUSH] = {REQ_FLUSH, false, false, 0, {0, NULL}},
-    [NBD_CMD_TRIM] = {REQ_DISCARD, true, true, 0, {-EINVAL, "trim beyond the end of the export"}},
-    [NBD_CMD_CACHE] = {REQ_PREFETCH, false, true, 0, {-EINVAL, "cache beyond the end of the export"}},
-    [NBD_CMD_WRITE_ZEROES] = {REQ_WRITE_ZEROES, true, true, NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
-                              {-ENOSPC, "write of zeroes beyond the end of the export"}},
-    [NBD_CMD_BLOCK_STATUS] = {REQ_STATUS, false, true, NBD_CMD_FLAG_REQ_ONE | NBD_CMD_FLAG_PAYLOAD_LEN,
-                              {-EINVAL, "block status beyond the end of the export"}},
+    [NBD_CMD_READ] = {REQ_READ, false, NBD_CMD_FLAG_DF, &transmit_beyond},
+    [NBD_CMD_WRITE] = {REQ_WRITE, true, NBD_CMD_FLAG_PAYLOAD_LEN, &transmit_no_space},
+    [NBD_CMD_FLUSH] = {REQ_FLUSH, false, 0, NULL},
+    [NBD_CMD_TRIM] = {REQ_DISCARD, true, 0, &transmit_beyond},
+    [NBD_CMD_CACHE] = {REQ_PREFETCH, false, 0, &transmit_beyond},
+    [NBD_CMD_WRITE_ZEROES] = {REQ_WRITE_ZEROES, true, NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
+                              &transmit_no_space},
+    [NBD_CMD_BLOCK_STATUS] = {REQ_STATUS, false, NBD_CMD_FLAG_REQ_ONE | NBD_CMD_FLAG_PAYLOAD_LEN, &transmit_beyond},
 };
 
 static const struct nbd_refusal transmit_no_memory = {-ENOMEM, "no memory for the request's data"};
@@ -102,7 +104,7 @@ static const struct nbd_refusal *transmit_check_range(const struct nbd_connectio
     uint64_t size = consumer_size(transmit_consumer(connection));
 
     if (unlikely(request->offset > size || request->length > size - request->offset))
-        return &transmit_commands[request->type].beyond;
+        return transmit_commands[request->type].beyond;
     switch (request->type) {
     case NBD_CMD_READ:
     case NBD_CMD_WRITE:
@@ -132,7 +134,7 @@ static const struct nbd_refusal *transmit_check(const struct nbd_connection *con
         return &flags;
     if (unlikely(transmit_commands[request->type].writes && connection->read_only))
         return &read_only;
-    return transmit_commands[request->type].ranged ? transmit_check_range(connection, request) : NULL;
+    return transmit_commands[request->type].beyond ? transmit_check_range(connection, request) : NULL;
 }
 
 static uint32_t transmit_flags(const struct nbd_connection *connection, const struct nbd_request *request)
@@ -297,8 +299,7 @@ static uint32_t transmit_needs(const struct nbd_connection *connection, const st
 
 static bool transmit_has_room(const struct nbd_connection *connection)
 {
-    return nbd_pool_has_room(&connection->pool) &&
-           !consumer_paused(transmit_consumer(connection), connection->loop);
+    return nbd_pool_has_room(&connection->pool) && !consumer_paused(transmit_consumer(connection), connection->loop);
 }
 
 static enum parse transmit_request(struct nbd_connection *connection)

@@ -9,8 +9,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -31,8 +31,15 @@
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { FUZZ_STRUCTURED = 1, FUZZ_EXTENDED = 2, FUZZ_CONTEXT = 4, FUZZ_READ_ONLY = 8, FUZZ_LATENCY = 16, FUZZ_BUILT = 32,
-       FUZZ_EARLY = 64 };
+enum {
+    FUZZ_STRUCTURED = 1,
+    FUZZ_EXTENDED = 2,
+    FUZZ_CONTEXT = 4,
+    FUZZ_READ_ONLY = 8,
+    FUZZ_LATENCY = 16,
+    FUZZ_BUILT = 32,
+    FUZZ_EARLY = 64
+};
 enum { FUZZ_DEAF = 1, FUZZ_PAUSE = 2, FUZZ_STOP = 4, FUZZ_VANISH = 8, FUZZ_PIECES = 16, FUZZ_GROW = 32 };
 
 #define FUZZ_TURNS 100000
@@ -310,8 +317,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (size < 2 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
         return 0;
-    struct fuzz_client client = {.fd = fds[1], .mode = data[0], .manner = data[1],
-                                 .piece = data[1] & FUZZ_PIECES ? 37 : 1 << 18};
+    struct fuzz_client client = {
+        .fd = fds[1], .mode = data[0], .manner = data[1], .piece = data[1] & FUZZ_PIECES ? 37 : 1 << 18};
     struct nbd_export *export = &nbd[client.mode & FUZZ_LATENCY ? 1 : 0];
     struct nbd_handshake handshake = {.export = export,
                                       .context = client.mode & FUZZ_CONTEXT ? export : NULL,

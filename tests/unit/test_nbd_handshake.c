@@ -167,7 +167,10 @@ static char *talk(const char *input, size_t size, size_t piece)
 #define DISK_DF "7:export(1048576,ded) 7:ack done"
 #define DISK_PAYLOAD "7:export(1048576,1ded) 7:ack done"
 
-#define CASE(input, expected) {input, sizeof(input) - 1, expected}
+#define CASE(input, expected)              \
+    {                                      \
+        input, sizeof(input) - 1, expected \
+    }
 
 static const struct handshake_case {
     const char *input;
@@ -220,7 +223,7 @@ static const struct handshake_case {
     CASE(FIXED OPT("\3", "\0\0"), "3:server(disk,the disk) 3:server(ro,) 3:ack option"),
     CASE(FIXED OPT("\3", "\0\1") "x", "3:invalid option"),
     CASE(FIXED OPT("\3", "\0\0") OPT("\3", "\0\0"), "3:server(disk,the disk) 3:server(ro,) 3:ack "
-                                                       "3:server(disk,the disk) 3:server(ro,) 3:ack option"),
+                                                    "3:server(disk,the disk) 3:server(ro,) 3:ack option"),
     /* Options that there are not. */
     CASE(FIXED OPT("\0", "\0\0"), "0:unsup option"),
     CASE(FIXED OPT("\4", "\0\3") "abc", "4:unsup option"),
@@ -241,7 +244,8 @@ static const struct handshake_case {
     CASE(FIXED OPT("\7", "\0\14") NAME("\6", "hidden") "\0\0", "7:unknown option"),
     CASE(FIXED OPT("\7", "\0\20") NAME("\4", "disk") "\0\3\0\1\0\2\0\3",
          "7:name(disk) 7:description(the disk) 7:blocks(1,4096,33554432) " DISK "(disk)"),
-    CASE(FIXED OPT("\6", "\0\14") NAME("\2", "ro") "\0\2\0\2\0\3", "6:blocks(1,4096,33554432) 6:export(5,50f) 6:ack option"),
+    CASE(FIXED OPT("\6", "\0\14") NAME("\2", "ro") "\0\2\0\2\0\3",
+         "6:blocks(1,4096,33554432) 6:export(5,50f) 6:ack option"),
     CASE(FIXED OPT("\6", "\0\14") NAME("\4", "disk") "\0\1\377\377", "6:export(1048576,d6d) 6:ack option"),
     CASE(FIXED OPT("\6", "\0\14") NAME("\4", "disk") "\0\1\0\0", "6:export(1048576,d6d) 6:ack option"),
     CASE(FIXED OPT("\7", "\0\0"), "7:invalid option"),
@@ -251,8 +255,14 @@ static const struct handshake_case {
     CASE(FIXED OPT("\7", "\0\10") NAME("\4", "disk"), "7:invalid option"),
     CASE(FIXED OPT("\7", "\0\12") NAME("\5", "disk") "\0\0", "7:invalid option"),
     CASE(FIXED OPT("\7", "\0\12") NAME("\3", "disk") "\0\0", "7:invalid option"),
-    CASE(FIXED OPT("\7", "\0\12") "\377\377\377\377" "disk" "\0\0", "7:invalid option"),
-    CASE(FIXED OPT("\7", "\0\12") "\177\377\377\377" "disk" "\0\0", "7:invalid option"),
+    CASE(FIXED OPT("\7", "\0\12") "\377\377\377\377"
+                                  "disk"
+                                  "\0\0",
+         "7:invalid option"),
+    CASE(FIXED OPT("\7", "\0\12") "\177\377\377\377"
+                                  "disk"
+                                  "\0\0",
+         "7:invalid option"),
     CASE(FIXED OPT("\7", "\0\12") NAME("\4", "di\0k") "\0\0", "7:invalid option"),
     CASE(FIXED OPT("\7", "\0\12") NAME("\4", "disk") "\0\1", "7:invalid option"),
     CASE(FIXED OPT("\7", "\0\14") NAME("\4", "disk") "\0\2\0\3", "7:invalid option"),
@@ -293,7 +303,8 @@ static const struct handshake_case {
          "8:ack 10:context(1,base:allocation) 10:ack 10:invalid " DISK_DF "(disk,structured)"),
     CASE(FIXED STRUCTURED SET_DISK OPT("\12", "\0\14") NAME("\4", "disc") "\0\0\0\0" GO_DISK,
          "8:ack 10:context(1,base:allocation) 10:ack 10:unknown " DISK_DF "(disk,structured)"),
-    CASE(FIXED STRUCTURED OPT("\12", "\0\25") NAME("\4", "disk") "\0\0\0\1" QUERY("\5", "base:"), "8:ack 10:ack option"),
+    CASE(FIXED STRUCTURED OPT("\12", "\0\25") NAME("\4", "disk") "\0\0\0\1" QUERY("\5", "base:"),
+         "8:ack 10:ack option"),
     CASE(FIXED STRUCTURED OPT("\12", "\0\62") NAME("\4", "disk") "\0\0\0\2" ALLOCATION ALLOCATION,
          "8:ack 10:context(1,base:allocation) 10:ack option"),
     CASE(FIXED STRUCTURED OPT("\12", "\0\50") NAME("\4", "disk") "\0\0\0\2" QUERY("\5", "zzz:x") ALLOCATION GO_DISK,
