@@ -89,6 +89,15 @@ static int inet_family(const struct inet_socket_address *address)
     return ipv4 && ipv6 ? AF_UNSPEC : ipv4 ? AF_INET : ipv6 ? AF_INET6 : -1;
 }
 
+/* Whether it is a service's name or a port that there is: getaddrinfo() takes larger numbers modulo 65536. */
+static bool inet_port_exists(const char *port)
+{
+    char *end;
+    unsigned long number = strtoul(port, &end, 10);
+
+    return *end || number <= UINT16_MAX;
+}
+
 static int inet_lookup(const struct inet_socket_address *address, bool passive, struct addrinfo **ret,
                        struct error *err)
 {
@@ -97,6 +106,8 @@ static int inet_lookup(const struct inet_socket_address *address, bool passive, 
     hints.ai_family = inet_family(address);
     if (hints.ai_family < 0)
         return error_set(err, -EINVAL, "Parameters 'ipv4' and 'ipv6' must not both be off");
+    if (!inet_port_exists(address->port))
+        return error_set(err, -EINVAL, "Port '%s' is not in range [0, 65535]", address->port);
     int result = getaddrinfo(address->host[0] ? address->host : NULL, address->port, &hints, ret);
 
     return result ? error_set(err, -EADDRNOTAVAIL, "Address resolution failed for '%s:%s': %s", address->host,
