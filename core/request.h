@@ -45,7 +45,8 @@ enum request_flag {
     REQ_FAST_ONLY = 4,      /* write-zeroes: -ENOTSUP if it is not faster than writing */
     REQ_UNCHANGED = 8,      /* nobody can notice this write: copy-on-read, stream */
     REQ_COMPRESSED = 16,
-    REQ_FILL = 32           /* write only where the format has nothing allocated */
+    REQ_FILL = 32,          /* write only where the format has nothing allocated */
+    REQ_BOUNCED = 64        /* a hint on the way up: memory aligned to BUFFER_ALIGN would have saved a copy */
 };
 
 /* What a layer answers. */

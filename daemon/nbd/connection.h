@@ -31,7 +31,7 @@ struct nbd_input {
     uint64_t filled, skip;              /* bytes of it; bytes to throw away */
     bool blocked;                       /* takes nothing until memory is given back or a pause ends */
     bool expect_large;                  /* the last request was a large write: receive headers alone */
-    bool copies;                        /* the graph wants aligned memory: small payloads are copied */
+    bool copies;                        /* the graph wants aligned memory, and would copy small payloads itself */
 };
 
 struct nbd_output {

@@ -146,6 +146,8 @@ void nbd_request_done(struct request *req)
     struct nbd_slot *slot = container_of(req, struct nbd_slot, request);
     int result = req->result;
 
+    if (unlikely(req->flags & REQ_BOUNCED))
+        slot->connection->input.copies = true;
     /* A driver that says nothing about the range knows nothing. */
     if (unlikely(slot->type == NBD_CMD_BLOCK_STATUS && result == 0 && slot->status.count == 0))
         result = -EIO;

@@ -1,8 +1,9 @@
 /*
  * Requests: bytes from the socket to struct requests. One receive per turn;
  * all whole requests in it are checked and submitted at once. Payloads of
- * small writes stay where they were received; those of large ones go straight
- * into a buffer of their own.
+ * small writes stay where they were received, unless the graph turns out to
+ * want aligned memory; those of large ones go straight into a buffer of their
+ * own.
  *
  * Whatever a client sends is answered, and the stream stays in sync, unless
  * the bytes are no request at all, or announce more payload than it is worth

@@ -49,8 +49,11 @@ static enum step file_submit(struct file *file, struct request *req, bool write,
     if (unlikely(req->iov_count > IOV_MAX))
         return STEP_SLOW;
     if (file->direct) {
-        if (!file_direct_is_aligned(file, req->iov, req->iov_count, req->offset, req->length))
+        if (!file_direct_is_aligned(file, req->iov, req->iov_count, req->offset, req->length)) {
+            if (((req->offset | req->length) & (file->align - 1)) == 0)
+                req->flags |= REQ_BOUNCED;
             return STEP_SLOW;
+        }
         if (write) {
             if (!file_direct_enter(file, req->loop))
                 return STEP_SLOW;
