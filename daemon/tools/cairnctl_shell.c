@@ -33,6 +33,7 @@ struct shell {
     char *history_file;     /* NULL: none */
     bool cancelled;         /* Ctrl-C: the line is void */
     bool ended;             /* the daemon closed the connection */
+    sigset_t signals;       /* blocked before the line was begun */
 };
 
 static volatile sig_atomic_t shell_interrupted, shell_resized, shell_continued;
@@ -47,13 +48,22 @@ static void shell_signal(int number)
         shell_continued = 1;
 }
 
-static void shell_catch_signals(bool on)
+/* While a line is typed, signals wait for ppoll(): one that came between a look at its flag and the wait were lost. */
+static void shell_catch_signals(struct shell *shell, bool on)
 {
     static const int signals[] = {SIGINT, SIGWINCH, SIGCONT};
     struct sigaction action = {.sa_handler = on ? shell_signal : SIG_DFL};
+    sigset_t caught;
 
-    for (unsigned i = 0; i < array_size(signals); i++)
+    if (!on)
+        sigprocmask(SIG_SETMASK, &shell->signals, NULL);
+    sigemptyset(&caught);
+    for (unsigned i = 0; i < array_size(signals); i++) {
+        sigaddset(&caught, signals[i]);
         sigaction(signals[i], &action, NULL);
+    }
+    if (on)
+        sigprocmask(SIG_BLOCK, &caught, &shell->signals);
 }
 
 static char *shell_prompt(EditLine *line)
@@ -129,7 +139,7 @@ static int shell_getc(EditLine *line, wchar_t *ret)
             {.fd = shell->session->client.fd, .events = POLLIN},
         };
         fflush(stdout);
-        if (poll(fds, array_size(fds), -1) < 0 && errno != EINTR)
+        if (ppoll(fds, array_size(fds), NULL, &shell->signals) < 0 && errno != EINTR)
             return -1;
         if (shell_interrupted) {
             shell_interrupted = 0;
@@ -327,9 +337,9 @@ static int shell_terminal(struct session *session)
         session->client.object = &shell;
         shell.cancelled = false;
         status = SESSION_OK;
-        shell_catch_signals(true);
+        shell_catch_signals(&shell, true);
         const char *text = el_gets(shell.line, &length);
-        shell_catch_signals(false);
+        shell_catch_signals(&shell, false);
         if (!text || length <= 0)
             break;
         if (shell.cancelled)
