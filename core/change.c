@@ -9,6 +9,7 @@
 #include "core/change_list.h"
 #include "core/colock.h"
 #include "core/drain.h"
+#include "core/driver.h"
 #include "core/error.h"
 #include "core/memory.h"
 #include "core/node.h"
@@ -113,6 +114,7 @@ void change_abort(struct change *change)
 {
     struct change_edge *changed;
 
+    change_unclaim();
     for (struct list_link *link = change->actions.head.previous; link != &change->actions.head;
          link = link->previous) {
         struct change_action *action = container_of(link, struct change_action, link);
@@ -146,12 +148,7 @@ static int change_check(struct change *change, struct error *err)
         result = change_permissions(change, err);
     if (result == 0)
         result = change_scratch(change, err);
-    if (result == 0) {
-        result = change_claim(change, err);
-        if (result < 0)
-            change_unclaim(change);
-    }
-    return result;
+    return result < 0 ? result : change_claim(change, err);
 }
 
 static int change_settle(struct change *change, struct error *err)
@@ -181,6 +178,12 @@ static void change_commit(struct change *change)
             list_append(&edge->child->parents, &edge->in_child);
     }
     change_commit_graph(change);
+    list_for_each(changed, &change->edges, link) {
+        struct node *parent = edge_parent_node_of(changed->edge);
+
+        if (parent && parent->driver->children_changed)
+            parent->driver->children_changed(parent);
+    }
     list_for_each(action, &change->actions, link) {
         if (action->type->commit)
             action->type->commit(action->data);
@@ -204,8 +207,6 @@ int change_apply(struct change *change, struct error *err)
         result = change_settle(change, err);
     if (result == 0)
         change_commit(change);
-    else
-        change_unclaim(change);
     if (drain)
         drain_end(drain);
     if (result < 0)

@@ -97,18 +97,24 @@ static int order_from(struct order_walk *walk, struct node *root, struct error *
     return 0;
 }
 
-int change_order(struct change *change, struct error *err)
+/* From root down; of all nodes if it is NULL. */
+static int order_make(struct change *change, struct node *root, struct error *err)
 {
     struct order_walk walk = {.change = change};
     struct list *const lists[] = {&node_registry, &node_pending};
     struct node *node;
     int result = 0;
 
+    change->order_count = 0;
     for (unsigned i = 0; i < array_size(lists); i++) {
-        list_for_each(node, lists[i], in_registry)
+        list_for_each(node, lists[i], in_registry) {
             node->next.order = ORDER_NEW;
+            node->next.total = node->total;
+        }
     }
-    for (unsigned i = 0; i < array_size(lists); i++) {
+    if (root)
+        result = order_from(&walk, root, err);
+    for (unsigned i = 0; i < array_size(lists) && !root; i++) {
         list_for_each(node, lists[i], in_registry) {
             if (result == 0 && node->next.order == ORDER_NEW)
                 result = order_from(&walk, node, err);
@@ -123,6 +129,11 @@ int change_order(struct change *change, struct error *err)
         change->order[b] = swap;
     }
     return result;
+}
+
+int change_order(struct change *change, struct error *err)
+{
+    return order_make(change, NULL, err);
 }
 
 /* Permissions. */
@@ -211,10 +222,9 @@ int change_permissions(struct change *change, struct error *err)
     return 0;
 }
 
+/* What was claimed for the part of the graph that a node was made from stays claimed. */
 int change_claim(struct change *change, struct error *err)
 {
-    for (unsigned i = 0; i < change->order_count; i++)
-        change->order[i]->next.claimed = false;
     for (unsigned i = 0; i < change->order_count; i++) {
         struct node *node = change->order[i];
 
@@ -229,14 +239,26 @@ int change_claim(struct change *change, struct error *err)
     return 0;
 }
 
-void change_unclaim(struct change *change)
+int change_claim_below(struct change *change, struct node *root, struct error *err)
 {
-    for (unsigned i = 0; i < change->order_count; i++) {
-        struct node *node = change->order[i];
+    int result = order_make(change, root, err);
 
-        if (node->next.claimed)
-            node->driver->claim(node, &node->total, true, NULL);
-        node->next.claimed = false;
+    if (result == 0)
+        result = change_permissions(change, err);
+    return result < 0 ? result : change_claim(change, err);
+}
+
+void change_unclaim(void)
+{
+    struct list *const lists[] = {&node_registry, &node_pending};
+    struct node *node;
+
+    for (unsigned i = 0; i < array_size(lists); i++) {
+        list_for_each(node, lists[i], in_registry) {
+            if (node->next.claimed)
+                node->driver->claim(node, &node->total, true, NULL);
+            node->next.claimed = false;
+        }
     }
 }
 

@@ -37,9 +37,15 @@ int change_order(struct change *change, struct error *err);
 /* Computes permissions of the next graph from order: edge->want and node->next. */
 int change_permissions(struct change *change, struct error *err);
 
+/*
+ * The same for the part of the graph from root down, a node that is being made: its open() must not meet other
+ * programs. Once more for the whole when the change is applied.
+ */
+int change_claim_below(struct change *change, struct node *root, struct error *err);
+
 /* Lets drivers try the new permissions; change_unclaim() takes it back. */
 int change_claim(struct change *change, struct error *err);
-void change_unclaim(struct change *change);
+void change_unclaim(void);
 
 /* Frame bytes of each node; prepares the consumers for what they will need. */
 int change_scratch(struct change *change, struct error *err);

@@ -6,9 +6,12 @@
  * <name>_driver with '-' as '_'; the generated driver_table[] refers to it.
  *
  * Who calls, where, and may it wait:
- *   open, close, resize, create   main loop, in a coroutine; may wait. Children are attached before
- *                                 open(); at close() they are gone, so that it does no I/O: core has
- *                                 flushed the node before.
+ *   open, close, resize, finish,  main loop, in a coroutine; may wait. Children are attached before
+ *   create                        open(), and locked as the permissions of ROLE_METADATA edges ask;
+ *                                 at close() they are gone, so that it does no I/O: core has called
+ *                                 finish() and flushed the node before.
+ *   backing, children_changed     main loop; backing may wait.
+ *   grow                          any loop, in a coroutine; may wait.
  *   permissions, claim            main loop; must not wait.
  *   map, after                    any loop, several at once; must not wait, allocate or lock.
  *   slow                          any loop, several at once, in a coroutine of that loop; may wait.
@@ -33,6 +36,7 @@
 #include "core/edge.h"
 #include "core/error.h"
 #include "core/node.h"
+#include "core/object.h"
 #include "core/options.h"
 #include "core/request.h"
 
@@ -54,6 +58,18 @@ struct driver {
     /* The child behind edge has another size now: sets node->size if that follows. Optional; filters
      * follow their filtered child by themselves. Main loop, must not wait. */
     void (*child_resized)(struct node *node, struct edge *edge);
+    /* The image on disk is made complete: before the node goes. Its users are drained, its children are still there,
+     * and it may be used again afterwards. Optional; not called for read-only nodes. */
+    int (*finish)(struct node *node);
+    /* The node reaches at least to size bytes from now on, and what is new reads as zeroes: tells node_grown().
+     * -ENOSPC if it cannot. Optional; what has a filtered child passes it on. */
+    int (*grow)(struct node *node, uint64_t size);
+    /* After open(), for nodes without a child of ROLE_BACKING: the options (the caller's to free) of the node that the
+     * image itself names as its backing, NULL if there is none. It becomes an implicit node. Optional. */
+    int (*backing)(struct node *node, struct node_options **ret, struct error *err);
+    /* Edges were attached, changed or detached after open(). While drained, or before anybody sees the node. Must not
+     * wait. Optional. */
+    void (*children_changed)(struct node *node);
     /* io: the defaults for kind and role on entry. Optional. */
     void (*permissions)(const struct node *node, const struct edge *edge, struct permission *io);
     /* What the whole node takes and shares has changed (file locks follow). With commit false it only
@@ -63,6 +79,7 @@ struct driver {
     enum step (*map)(struct node *node, struct request *req);
     enum step (*slow)(struct node *node, struct request *req);
     enum step (*after)(struct node *node, struct request *req, void *scratch);   /* answers DOWN or UP */
+    const struct object_property *properties;   /* of the node's object besides those of all; ends with name == NULL */
 };
 
 /* Generated: all drivers, indexed by enum node_driver. */

@@ -56,6 +56,17 @@ static int edge_resize_allowed(const struct edge *edge, struct error *err)
     return 0;
 }
 
+int edge_grow(struct edge *edge, uint64_t size)
+{
+    struct node *child = edge->child;
+
+    if (size <= atomic_load_explicit(&child->size, memory_order_acquire))
+        return 0;
+    while (!child->driver->grow && child->filtered)
+        child = child->filtered->child;
+    return child->driver->grow ? child->driver->grow(child, size) : -ENOSPC;
+}
+
 int edge_resize(struct edge *edge, uint64_t size, struct error *err)
 {
     struct node *child = edge->child;

@@ -79,6 +79,32 @@ void node_size_changed(struct node *node, uint64_t size)
     }
 }
 
+/* The node may be gone when the message arrives. */
+struct node_growing {
+    struct loop_message message;
+    char name[NODE_NAME_MAX + 1];
+};
+
+static void node_tell_growth(struct loop_message *message)
+{
+    struct node_growing *growing = container_of(message, struct node_growing, message);
+    struct node *node = node_find(growing->name);
+
+    free(growing);
+    if (node)
+        node_size_changed(node, node->size);
+}
+
+void node_grown(struct node *node, uint64_t size)
+{
+    struct node_growing *growing = memory_new(struct node_growing);
+
+    atomic_store_explicit(&node->size, size, memory_order_release);
+    growing->message.run = node_tell_growth;
+    memcpy(growing->name, node->name, sizeof(growing->name));
+    loop_post(loop_main, &growing->message);
+}
+
 /* Resize: a change whose only action works under the drain. */
 
 struct node_resizing {

@@ -93,6 +93,9 @@ int node_resize(struct node *node, uint64_t size, struct error *err);
 /* Something below changed the size by itself: tells parents. Main loop. */
 void node_size_changed(struct node *node, uint64_t size);
 
+/* The node has grown to size bytes by itself: sets node->size at once, and tells parents soon. Any loop. */
+void node_grown(struct node *node, uint64_t size);
+
 /* The node is damaged: from now on writes fail on every path, one BLOCK_IMAGE_CORRUPTED event is
  * sent. offset and size are UINT64_MAX and 0 if unknown. Any loop. */
 void node_corrupted(struct node *node, const char *message, uint64_t offset, uint64_t size);

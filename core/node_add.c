@@ -23,8 +23,18 @@
 /* Inline definitions inside inline definitions. */
 #define NODE_DEPTH_MAX 256
 
-static int node_add_at(struct change *change, const struct node_options *options, const struct node *inside,
-                       unsigned depth, struct node **ret, struct error *err);
+/* Images of one backing chain that images name. */
+#define NODE_CHAIN_MAX 1024
+
+/* Where a node is added: at the top, or inside another one. */
+struct node_place {
+    struct node *inside;            /* NULL: at the top */
+    uint32_t role;                  /* of the edge that will lead to it */
+    unsigned depth;
+};
+
+static int node_add_at(struct change *change, const struct node_options *options, struct node_place place,
+                       struct node **ret, struct error *err);
 
 static enum step node_map_filter(struct node *node, struct request *req)
 {
@@ -88,7 +98,7 @@ static void node_add_commit(void *action)
 
     list_remove(&adding->node->in_registry);
     list_append(&node_registry, &adding->node->in_registry);
-    object_attach(&adding->node->object, &node_object_type, object_container("nodes"), adding->node->name, NULL);
+    object_attach(&adding->node->object, node_object_type(adding->node->driver), object_container("nodes"), adding->node->name, NULL);
 }
 
 static void node_add_abort(void *action)
@@ -107,14 +117,14 @@ static void node_add_abort(void *action)
 static const struct change_type node_add_type = {
     .name = "add node", .commit = node_add_commit, .abort = node_add_abort};
 
-/* What an inline child takes over from the node that it is defined in. */
-static struct node_options *node_inherit(const struct node_options *options, const struct node *inside)
+/* What an inline child takes over from the node that it is defined in. Overlays do not write to what is below. */
+static struct node_options *node_inherit(const struct node_options *options, const struct node *inside, uint32_t role)
 {
     struct node_options *own = option_copy(&node_options_type, options);
 
     if (!inside)
         return own;
-    own->read_only |= inside->options->read_only;
+    own->read_only |= inside->options->read_only || role & ROLE_BACKING;
     own->force_share |= inside->options->force_share;
     if (own->discard == NODE_DISCARD_IGNORE)
         own->discard = inside->options->discard;
@@ -137,9 +147,21 @@ static struct edge *node_edge_new(struct node *node, const char *name, uint32_t 
     return edge;
 }
 
+static int node_attach_child(struct change *change, struct node *node, const char *name, uint32_t role,
+                             struct node *child, struct error *err)
+{
+    struct edge *edge = node_edge_new(node, name, role);
+    int result = change_attach(change, edge, child, err);
+
+    /* open() reads through it; others see nothing before the commit. */
+    edge->child = child;
+    return result;
+}
+
 static int node_add_child(struct change *change, struct node *node, const char *name, uint32_t role,
                           const struct node_ref *ref, unsigned depth, struct error *err)
 {
+    struct node_place place = {.inside = node, .role = role, .depth = depth + 1};
     struct node *child = NULL;
     int result;
 
@@ -148,15 +170,8 @@ static int node_add_child(struct change *change, struct node *node, const char *
     if (ref->name)
         result = (child = node_lookup(ref->name, err)) ? 0 : -ENODEV;
     else
-        result = node_add_at(change, ref->node, node, depth + 1, &child, err);
-    if (result < 0)
-        return result;
-    struct edge *edge = node_edge_new(node, name, role);
-
-    result = change_attach(change, edge, child, err);
-    /* open() reads through it; others see nothing before the commit. */
-    edge->child = child;
-    return result;
+        result = node_add_at(change, ref->node, place, &child, err);
+    return result < 0 ? result : node_attach_child(change, node, name, role, child, err);
 }
 
 static int node_add_children(struct change *change, struct node *node, unsigned depth, struct error *err)
@@ -220,27 +235,47 @@ static struct node *node_new(struct node_options *options, bool implicit)
     return node;
 }
 
-static int node_add_at(struct change *change, const struct node_options *options, const struct node *inside,
-                       unsigned depth, struct node **ret, struct error *err)
+/* Frame bytes of a node whose children are there: open() sends requests down to them. */
+static void node_count_scratch(struct node *node)
 {
-    if (depth > NODE_DEPTH_MAX)
+    unsigned below = 0;
+
+    for (unsigned i = 0; i < node->child_count; i++) {
+        const struct node *child = node->children[i]->child;
+
+        if (child && child->scratch_need > below)
+            below = child->scratch_need;
+    }
+    below += node->driver->after ? (unsigned)FRAME_SIZE(node->driver->scratch_size) : 0;
+    node->scratch_need = below < SCRATCH_MAX ? (uint16_t)below : SCRATCH_MAX;
+}
+
+/* The node and what its options name, opened. */
+static int node_add_one(struct change *change, const struct node_options *options, struct node_place place,
+                        struct node **ret, struct error *err)
+{
+    if (place.depth > NODE_DEPTH_MAX)
         return error_set(err, -E2BIG, "More than %d nodes are defined inside each other", NODE_DEPTH_MAX);
-    struct node_options *own = node_inherit(options, inside);
-    int result = node_check_options(own, inside, err);
+    struct node_options *own = node_inherit(options, place.inside, place.role);
+    int result = node_check_options(own, place.inside, err);
 
     if (result < 0) {
         option_free(&node_options_type, own);
         return result;
     }
-    struct node *node = node_new(own, inside != NULL);
+    struct node *node = node_new(own, place.inside != NULL);
     struct node_adding *adding = change_add(change, &node_add_type, sizeof(*adding));
 
     *adding = (struct node_adding){.change = change, .node = node};
     list_append(&node_pending, &node->in_registry);
-    result = node_add_children(change, node, depth, err);
+    result = node_add_children(change, node, place.depth, err);
+    /* Tables are read, and repaired, only where others are kept out. */
+    if (result == 0 && node_child_by_role(node, ROLE_METADATA))
+        result = change_claim_below(change, node, err);
     if (result < 0)
         return result;
     request_side_update(node);
+    node_count_scratch(node);
     if (node->filtered)
         node->size = node->filtered->child->size;
     result = node->driver->open ? node->driver->open(node, node_driver_options(node), err) : 0;
@@ -252,9 +287,55 @@ static int node_add_at(struct change *change, const struct node_options *options
     return 0;
 }
 
+/* The node that the image of `node` names as its backing; *ret is NULL if there is none. */
+static int node_add_backing(struct change *change, struct node *node, struct node **ret, struct error *err)
+{
+    struct node_place place = {.inside = node, .role = ROLE_BACKING};
+    struct node_options *options = NULL;
+
+    *ret = NULL;
+    if (!node->driver->backing || node_child_by_role(node, ROLE_BACKING))
+        return 0;
+    int result = node->driver->backing(node, &options, err);
+
+    if (result == 0 && options) {
+        result = node_add_one(change, options, place, ret, err);
+        if (result == 0)
+            result = node_attach_child(change, node, "backing", ROLE_BACKING, *ret, err);
+        if (result == 0 && node->driver->children_changed)
+            node->driver->children_changed(node);
+    }
+    option_free(&node_options_type, options);
+    return result;
+}
+
+/* A chain is followed in a loop: its length is its images' matter, the stack is ours. */
+static int node_add_at(struct change *change, const struct node_options *options, struct node_place place,
+                       struct node **ret, struct error *err)
+{
+    AUTO_FREE struct node **chain = NULL;
+    unsigned count = 0;
+    int result = node_add_one(change, options, place, ret, err);
+
+    if (result < 0 || !(*ret)->driver->backing)
+        return result;
+    chain = memory_array(NODE_CHAIN_MAX, sizeof(*chain));
+    for (struct node *node = *ret; result == 0 && node; count++) {
+        if (count == NODE_CHAIN_MAX)
+            return error_set(err, -E2BIG, "The backing chain of node '%s' is longer than %d images", (*ret)->name,
+                             NODE_CHAIN_MAX);
+        chain[count] = node;
+        result = node_add_backing(change, node, &node, err);
+    }
+    while (result == 0 && count)
+        node_count_scratch(chain[--count]);
+    return result;
+}
+
 int node_add(struct change *change, const struct node_options *options, struct node **ret, struct error *err)
 {
-    return node_add_at(change, options, NULL, 0, ret, err);
+    *ret = NULL;
+    return node_add_at(change, options, (struct node_place){0}, ret, err);
 }
 
 /* Removal. */
@@ -267,13 +348,20 @@ struct node_removing {
 static int node_remove_settle(void *action, struct error *err)
 {
     struct node_removing *removing = action;
-    struct edge self = {.child = removing->node};
-    int result = removing->node->flags & NODE_READ_ONLY ? 0 : edge_flush(&self);
+    struct node *node = removing->node;
+    struct edge self = {.child = node};
+    int result = 0;
 
     (void)err;
+    if (node->flags & NODE_READ_ONLY)
+        return 0;
+    if (node->driver->finish)
+        result = node->driver->finish(node);
+    int flushed = edge_flush(&self);
+
+    result = result < 0 ? result : flushed;
     if (result < 0)
-        log_warning("Node '%s' is removed although its last flush failed: %s", removing->node->name,
-                    strerror(-result));
+        log_warning("Node '%s' is removed although its last flush failed: %s", node->name, strerror(-result));
     return 0;
 }
 

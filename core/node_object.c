@@ -3,6 +3,8 @@
  */
 #include "core/node_object.h"
 
+#include <string.h>
+
 #include "core/driver.h"
 #include "core/memory.h"
 #include "core/node.h"
@@ -44,7 +46,9 @@ static int node_get_corrupted(const struct object *object, struct object_value *
     return node_get_flag(object, NODE_CORRUPTED, ret);
 }
 
-static const struct object_property node_properties[] = {
+#define NODE_PROPERTIES 4u
+
+static const struct object_property node_properties[NODE_PROPERTIES + 1] = {
     {"driver", "string", node_get_driver, NULL},
     {"size", "uint64", node_get_size, NULL},
     {"read-only", "bool", node_get_read_only, NULL},
@@ -52,4 +56,35 @@ static const struct object_property node_properties[] = {
     {NULL, NULL, NULL, NULL},
 };
 
-const struct object_type node_object_type = {.name = "node", .properties = node_properties};
+static const struct object_type node_plain_type = {.name = "node", .properties = node_properties};
+
+/* Types of drivers with properties of their own: made at first use, and as long-lived as the drivers. */
+static struct node_object_made {
+    struct object_type type;
+    const struct driver *driver;
+    struct node_object_made *next;
+} *node_object_types;
+
+const struct object_type *node_object_type(const struct driver *driver)
+{
+    struct node_object_made *made = node_object_types;
+    unsigned count = 0;
+
+    if (!driver->properties)
+        return &node_plain_type;
+    while (made && made->driver != driver)
+        made = made->next;
+    if (made)
+        return &made->type;
+    while (driver->properties[count].name)
+        count++;
+    struct object_property *all = memory_array(NODE_PROPERTIES + count + 1, sizeof(*all));
+
+    memcpy(all, node_properties, NODE_PROPERTIES * sizeof(*all));
+    memcpy(all + NODE_PROPERTIES, driver->properties, count * sizeof(*all));
+    made = memory_new(struct node_object_made);
+    *made = (struct node_object_made){
+        .type = {.name = "node", .properties = all}, .driver = driver, .next = node_object_types};
+    node_object_types = made;
+    return &made->type;
+}

@@ -6,6 +6,9 @@
 
 #include "core/object.h"
 
-extern const struct object_type node_object_type;
+struct driver;
+
+/* The type of /nodes/<name>: what all nodes show, and what the driver adds. Main loop. */
+const struct object_type *node_object_type(const struct driver *driver);
 
 #endif

@@ -74,6 +74,15 @@ static int raw_resize(struct node *node, uint64_t size, struct error *err)
     return result;
 }
 
+static int raw_grow(struct node *node, uint64_t size)
+{
+    const struct raw *raw = node->state;
+
+    if (raw->fixed || size > INT64_MAX - raw->offset)
+        return -ENOSPC;
+    return edge_grow(raw->file, raw->offset + size);
+}
+
 static void raw_child_resized(struct node *node, struct edge *edge)
 {
     const struct raw *raw = node->state;
@@ -108,6 +117,7 @@ const struct driver raw_driver = {
     .state_size = sizeof(struct raw),
     .open = raw_open,
     .resize = raw_resize,
+    .grow = raw_grow,
     .child_resized = raw_child_resized,
     .permissions = raw_permissions,
     .map = raw_map,

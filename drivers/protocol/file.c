@@ -99,6 +99,7 @@ int file_open(struct node *node, const struct file_storage *storage, const char 
     if (result < 0)
         return result;
     comutex_init(&file->sync.mutex);
+    comutex_init(&file->growing);
     file_direct_init(file);
     result = file_lock_init(file, node->options->force_share ? FILE_LOCKING_OFF : locking, err);
     if (result < 0) {
@@ -127,6 +128,7 @@ void file_close(struct node *node)
     coroutine_call(file_close_blocking, file);
     file_direct_destroy(file);
     comutex_destroy(&file->sync.mutex);
+    comutex_destroy(&file->growing);
 }
 
 static int file_regular_examine(struct file *file, const struct stat *st, uint64_t *size, struct error *err)
@@ -208,6 +210,41 @@ static int file_regular_resize(struct node *node, uint64_t size, struct error *e
     return 0;
 }
 
+/* Apart from rewrites of the last block, which cut off what they wrote behind the end: file_direct.c. */
+static int file_grow_held(struct file *file, uint64_t size)
+{
+    struct file_truncation truncation = {.fd = file->fd, .size = size};
+    uint64_t end = file->end;
+    struct range_hold hold;
+
+    if (size <= end)
+        return 0;
+    file_direct_hold(file, &hold, end, INT64_MAX - end);
+    int result = coroutine_call(file_truncate_blocking, &truncation);
+
+    if (result == 0)
+        file->end = size;
+    file_direct_release(file, &hold);
+    return result;
+}
+
+/* Whoever grows a file in use has PERM_RESIZE on it, so its lock is held. */
+static int file_regular_grow(struct node *node, uint64_t size)
+{
+    struct file *file = node->state;
+
+    if (size > INT64_MAX)
+        return -EFBIG;
+    comutex_lock(&file->growing);
+    uint64_t before = file->end;
+    int result = file_grow_held(file, size);
+
+    if (result == 0 && file->end != before)
+        node_grown(node, file->end);
+    comutex_unlock(&file->growing);
+    return result;
+}
+
 const struct driver file_driver = {
     .name = "file",
     .kind = DRIVER_PROTOCOL,
@@ -217,6 +254,7 @@ const struct driver file_driver = {
     .open = file_regular_open,
     .close = file_close,
     .resize = file_regular_resize,
+    .grow = file_regular_grow,
     .claim = file_lock_claim,
     .map = file_map,
     .slow = file_slow,

@@ -77,6 +77,7 @@ struct file {
     uint32_t locked;            /* lock bytes held: file_lock.c; main loop */
     _Atomic uint32_t lacks;     /* enum file_lack */
     _Atomic uint64_t end;       /* bytes: how far the file reaches; node->size is the same */
+    struct comutex growing;     /* who makes it longer while it is in use */
     struct file_sync sync;
     struct file_direct exclusion;
 };
