@@ -178,11 +178,11 @@ static void change_commit(struct change *change)
             list_append(&edge->child->parents, &edge->in_child);
     }
     change_commit_graph(change);
-    list_for_each(changed, &change->edges, link) {
-        struct node *parent = edge_parent_node_of(changed->edge);
+    for (unsigned i = 0; i < change->order_count; i++) {
+        struct node *node = change->order[i];
 
-        if (parent && parent->driver->children_changed)
-            parent->driver->children_changed(parent);
+        if (node->next.affected && node->driver->children_changed)
+            node->driver->children_changed(node);
     }
     list_for_each(action, &change->actions, link) {
         if (action->type->commit)

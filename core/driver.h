@@ -67,8 +67,8 @@ struct driver {
     /* After open(), for nodes without a child of ROLE_BACKING: the options (the caller's to free) of the node that the
      * image itself names as its backing, NULL if there is none. It becomes an implicit node. Optional. */
     int (*backing)(struct node *node, struct node_options **ret, struct error *err);
-    /* Edges were attached, changed or detached after open(). While drained, or before anybody sees the node. Must not
-     * wait. Optional. */
+    /* Edges of the node or below it were attached, changed or detached after open(). While drained, or before anybody
+     * sees the node. Must not wait. Optional. */
     void (*children_changed)(struct node *node);
     /* io: the defaults for kind and role on entry. Optional. */
     void (*permissions)(const struct node *node, const struct edge *edge, struct permission *io);

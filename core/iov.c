@@ -139,6 +139,19 @@ unsigned iov_slice(const struct iovec *iov, unsigned count, size_t offset, size_
     return used;
 }
 
+unsigned iov_window(const struct iovec *iov, unsigned count, size_t offset, size_t *size, struct iovec *out,
+                    unsigned room)
+{
+    unsigned used = 0;
+    size_t left = *size, length;
+    void *part;
+
+    while (used < room && (part = iov_next_part(&iov, &count, &offset, &left, &length)))
+        out[used++] = (struct iovec){.iov_base = part, .iov_len = length};
+    *size -= left;
+    return used;
+}
+
 bool iov_is_aligned(const struct iovec *iov, unsigned count, size_t align)
 {
     uintptr_t bits = 0;

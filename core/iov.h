@@ -20,6 +20,10 @@ void iov_to_buffer(const struct iovec *iov, unsigned count, size_t offset, void 
 /* Writes into out (room for count) the part [offset, offset + size); returns its element count. */
 unsigned iov_slice(const struct iovec *iov, unsigned count, size_t offset, size_t size, struct iovec *out);
 
+/* The same for as much of *size as `room` elements hold; sets *size to that. */
+unsigned iov_window(const struct iovec *iov, unsigned count, size_t offset, size_t *size, struct iovec *out,
+                    unsigned room);
+
 /* Whether each base and length is a multiple of align (a power of two). */
 bool iov_is_aligned(const struct iovec *iov, unsigned count, size_t align);
 

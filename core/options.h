@@ -111,6 +111,7 @@ struct option_type {
     unsigned branch_count;
     uint32_t branch_offset;             /* of the C union u inside the struct */
     bool wrapped;                       /* x-wrapped */
+    const char *shorthand;              /* the member that a bare string stands for, or NULL */
 };
 
 /* Bytes that a value takes in a struct, or as an element of an array. */

@@ -236,6 +236,11 @@ static int parse_node_ref(struct parse *parse, const struct option_field *field,
         return parse_object(parse, &node_options_type, json, path, &ref->node);
     const char *text = kind == json_type_string ? parse_text(parse, json, path) : NULL;
 
+    /* Text has no null. */
+    if (nullable && text && !*text && parse->mode & OPTION_JSON_KEYVAL) {
+        ref->null = true;
+        return 0;
+    }
     ref->name = memory_string(text);
     return kind == json_type_string && !text ? -EINVAL : 0;
 }
@@ -435,21 +440,37 @@ static int parse_struct(struct parse *parse, const struct option_type *type, str
     return result ? result : parse_check_names(parse, type, type->wrapped ? NULL : branch_type, json, path);
 }
 
+/* The object that json is or stands for, with a reference of the caller's; NULL if it is neither. */
+static struct json_object *parse_shorthand(const struct option_type *type, struct json_object *json)
+{
+    if (json_object_is_type(json, json_type_object))
+        return json_object_get(json);
+    if (!type->shorthand || !json_object_is_type(json, json_type_string))
+        return NULL;
+    struct json_object *whole = json_object_new_object();
+
+    json_object_object_add(whole, type->shorthand, json_object_get(json));
+    return whole;
+}
+
 /* Puts a new struct into the pointer at slot, also on failure: as far as it came. */
 static int parse_object(struct parse *parse, const struct option_type *type, struct json_object *json,
                         const struct path *path, void *slot)
 {
     if (parse->depth == OPTION_DEPTH_MAX)
         return parse_fault(parse, path, "is nested too deeply");
-    if (!json_object_is_type(json, json_type_object))
+    struct json_object *whole = parse_shorthand(type, json);
+
+    if (!whole)
         return parse_wrong_type(parse, path, "object");
     void *options = memory_zero(type->size);
 
     memcpy(slot, &options, sizeof(options));
     parse->depth++;
-    int result = parse_struct(parse, type, json, path, options);
+    int result = parse_struct(parse, type, whole, path, options);
 
     parse->depth--;
+    json_object_put(whole);
     return result;
 }
 

@@ -124,6 +124,8 @@ def struct_table(struct):
             out.append(f"    .branch_offset = offsetof(struct {tag}, u),\n")
         if struct.wrapped:
             out.append("    .wrapped = true,\n")
+    if struct.shorthand:
+        out.append(f"    .shorthand = {string(struct.shorthand)},\n")
     out.append("};\n")
     return "".join(out)
 

@@ -85,6 +85,9 @@ def entries(struct, prefix=""):
     for item in struct.properties:
         key = prefix + item.name
         if isinstance(item.type, Struct):
+            if item.type.shorthand:
+                out.append(f".TP\n\\fB{literal(key)}\\fR\nShort for "
+                           f"\\fB{literal(key)}.{literal(item.type.shorthand)}\\fR.\n")
             out.append(entries(item.type, key + "."))
         else:
             out.append(item_entry(key, item))

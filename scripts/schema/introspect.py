@@ -43,6 +43,10 @@ class SchemaInfo:
         if isinstance(type_, Struct):
             if not type_.properties:
                 return self.empty()
+            if type_.shorthand:
+                return self.alternate(type_.name + "-or-" + type_.shorthand, [
+                    lambda: self.add(id(type_), type_.name, "object", lambda: self.struct(type_)),
+                    lambda: self.name(type_.shorthand_type())])
             return self.add(id(type_), type_.name, "object", lambda: self.struct(type_))
         if isinstance(type_, Enum):
             return self.add(type_.name + " enum", type_.name, "enum", lambda: {
@@ -126,6 +130,8 @@ def scalar_document(type_, unit=None):
 
 
 def type_document(type_, unit=None):
+    if isinstance(type_, Struct) and type_.shorthand:
+        return {"anyOf": [reference(type_), type_document(type_.shorthand_type())]}
     if isinstance(type_, Struct):
         return reference(type_)
     if isinstance(type_, Enum):

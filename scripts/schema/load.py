@@ -7,6 +7,7 @@ maxLength, maxItems, items, description, title. Words of our own:
   x-branches         a union: branches by the discriminator's value, or the directory of their files
   x-discriminator    on the property that decides
   x-wrapped          a branch's members are in a member "data"
+  x-shorthand        an object's member that a bare string stands for
   x-name             name of the C enum of a discriminator
   x-node-ref         reference to a node; x-nullable: null is allowed
   x-any              any JSON value
@@ -36,7 +37,7 @@ TYPE_WORDS = {
     "$ref", "type", "properties", "required", "enum", "default", "minimum", "maximum", "maxLength", "maxItems",
     "items", "description", "title", "$schema", "$defs", "x-branches", "x-discriminator", "x-wrapped", "x-name",
     "x-node-ref", "x-nullable", "x-any", "x-arguments-of", "x-discriminator-of", "x-change", "x-unit", "x-child",
-    "x-object", "x-secret", "x-since", "x-values", "x-kind", "x-option", "x-commands", "x-events",
+    "x-object", "x-secret", "x-since", "x-values", "x-kind", "x-option", "x-commands", "x-events", "x-shorthand",
 }
 PROPERTY_WORDS = {"default", "description", "x-change", "x-unit", "x-child", "x-object", "x-secret", "x-since"}
 
@@ -147,7 +148,7 @@ class Loader:
     def struct(self, path, raw, name, key):
         where = f"{path}: {name}"
         struct = Struct(name, raw.get("description", ""), raw.get("title", ""), raw.get("x-kind"), raw.get("x-option"),
-                        wrapped=bool(raw.get("x-wrapped")))
+                        wrapped=bool(raw.get("x-wrapped")), shorthand=raw.get("x-shorthand"))
         if name in self.schema.structs:
             raise SchemaError(f"{where}: there is another type of this name")
         self.schema.structs[name] = struct
@@ -166,6 +167,8 @@ class Loader:
             raise SchemaError(f"{where}: required '{sorted(missing)[0]}' is no property")
         if struct.branches and (struct.discriminator is None or not struct.discriminator.required):
             raise SchemaError(f"{where}: x-branches needs a required property with x-discriminator")
+        if struct.shorthand and not isinstance(struct.shorthand_type(), (Scalar, Enum)):
+            raise SchemaError(f"{where}: x-shorthand must name a string or an enum")
         self.check_branches(where, struct)
         return struct
 

@@ -61,10 +61,14 @@ class Struct:
     discriminator: object = None    # Property
     branches: list = field(default_factory=list)
     wrapped: bool = False           # branch members are in "data"
+    shorthand: str | None = None    # the property that a bare string stands for
 
     @property
     def kind(self):
         return "union" if self.discriminator else "object"
+
+    def shorthand_type(self):
+        return next((p.type for p in self.properties if p.name == self.shorthand), None)
 
 
 @dataclass

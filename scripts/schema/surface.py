@@ -14,6 +14,8 @@ def type_text(type_):
         return "node or name or null" if type_.nullable else "node or name"
     if isinstance(type_, Any):
         return "any"
+    if isinstance(type_, Struct) and type_.shorthand:
+        return f"{type_.name} or its {type_.shorthand}"
     if isinstance(type_, (Struct, Enum)):
         return type_.name
     if not isinstance(type_, Scalar):
