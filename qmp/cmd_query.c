@@ -66,12 +66,50 @@ static char *node_image_name(const struct node *node)
     return filename ? memory_string(filename) : memory_format("%s://", node->driver->name);
 }
 
+/* What is read where the node, or the first format below its filters, has nothing. */
+static const struct node *node_backing(const struct node *node)
+{
+    for (unsigned depth = 0; depth < QUERY_DEPTH_MAX && node && node->filtered; depth++)
+        node = node->filtered->child;
+    const struct edge *backing = node ? node_child_by_role(node, ROLE_BACKING) : NULL;
+
+    return backing ? backing->child : NULL;
+}
+
+/* Images below this one; a graph has no loops. */
+static unsigned node_backing_depth(const struct node *node)
+{
+    unsigned depth = 0;
+
+    while ((node = node_backing(node)))
+        depth++;
+    return depth;
+}
+
 static const char *node_detect_zeroes_name(const struct node *node)
 {
     static const char *const names[] = {
         [NODE_DETECT_ZEROES_OFF] = "off", [NODE_DETECT_ZEROES_ON] = "on", [NODE_DETECT_ZEROES_UNMAP] = "unmap"};
 
     return names[node->options->detect_zeroes];
+}
+
+/* What only some formats have. */
+static void query_image_format(struct json_object *image, const struct node *node)
+{
+    const struct node *backing = node_backing(node);
+    struct object_value value = {0};
+
+    if (node->driver->properties && object_get(&node->object, "cluster-size", &value, NULL) == 0)
+        json_add_uint(image, "cluster-size", value.size);
+    object_value_clear(&value);
+    if (backing) {
+        AUTO_FREE char *name = node_image_name(backing);
+
+        json_add_string(image, "backing-filename", name);
+        json_add_string(image, "full-backing-filename", name);
+        json_add_string(image, "backing-filename-format", backing->driver->name);
+    }
 }
 
 static struct json_object *query_image(struct json_object *row, const struct node *node, const char *filename,
@@ -82,6 +120,7 @@ static struct json_object *query_image(struct json_object *row, const struct nod
     json_add_string(image, "filename", filename);
     json_add_string(image, "format", node->driver->name);
     json_add_uint(image, "virtual-size", atomic_load(&node->size));
+    query_image_format(image, node);
     if (files->count == files->room) {
         files->room = files->room * 2 + 16;
         files->files = memory_grow(files->files, files->room, sizeof(files->files[0]));
@@ -130,7 +169,12 @@ static void query_node(struct json_object *array, const struct node *node, struc
     json_add_string(row, "file", filename);
     json_add_bool(row, "ro", node->flags & NODE_READ_ONLY);
     json_add_bool(row, "encrypted", false);
-    json_add_int(row, "backing_file_depth", 0);
+    json_add_uint(row, "backing_file_depth", node_backing_depth(node));
+    if (node_backing(node)) {
+        AUTO_FREE char *backing = node_image_name(node_backing(node));
+
+        json_add_string(row, "backing_file", backing);
+    }
     json_add_string(row, "detect_zeroes", node_detect_zeroes_name(node));
     json_add_bool(cache, "writeback", true);
     json_add_bool(cache, "direct", node->options->cache && node->options->cache->direct);

@@ -48,6 +48,10 @@ struct format_io {
     uint64_t (*grace_begin)(void *world);
     bool (*grace_over)(void *world, uint64_t grace);
 
+    /* Runs fn(arg), which computes for long and asks nothing of the world, where nobody else has to wait for it; its
+     * result. NULL: the engine runs it itself. */
+    int (*compute)(void *world, int (*fn)(void *arg), void *arg);
+
     void (*report)(void *world, enum format_event event, uint64_t offset, uint64_t length, const char *text);
 };
 
