@@ -410,7 +410,7 @@ static int node_still_used(struct edge *edge, void *arg)
                      edge->parent.ops->kind, edge->parent.ops->name(edge), edge->name);
 }
 
-int node_remove(struct change *change, struct node *node, struct error *err)
+static int node_remove_one(struct change *change, struct node *node, struct error *err)
 {
     int result = change_each_parent(change, node, node_still_used, err);
 
@@ -422,13 +422,31 @@ int node_remove(struct change *change, struct node *node, struct error *err)
 
     removing->node = node;
     node->flags |= NODE_REMOVED;
-    for (unsigned i = 0; i < node->child_count; i++) {
-        struct node *child = node->children[i]->child;
+    return 0;
+}
 
-        if (child && child->flags & NODE_IMPLICIT && change_each_parent(change, child, node_still_used, NULL) == 0)
-            result = node_remove(change, child, err);
+/* Parents before children, in a loop: a chain of images may be long. */
+int node_remove(struct change *change, struct node *node, struct error *err)
+{
+    AUTO_FREE struct node **queue = memory_array(1, sizeof(struct node *));
+    unsigned count = 1;
+
+    queue[0] = node;
+    for (unsigned done = 0; done < count; done++) {
+        node = queue[done];
+        int result = node_remove_one(change, node, err);
+
         if (result < 0)
             return result;
+        for (unsigned i = 0; i < node->child_count; i++) {
+            struct node *child = node->children[i]->child;
+
+            if (!child || !(child->flags & NODE_IMPLICIT) || child->flags & NODE_REMOVED ||
+                change_each_parent(change, child, node_still_used, NULL) != 0)
+                continue;
+            queue = memory_grow(queue, count + 1u, sizeof(struct node *));
+            queue[count++] = child;
+        }
     }
     return 0;
 }
