@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "core/error.h"
+#include "core/iov.h"
 #include "core/memory.h"
 #include "core/ring.h"
 #include "core/ring_writer.h"
@@ -27,6 +28,7 @@
 
 /* Larger cached writes are worth a kernel worker each. */
 #define URING_CACHED_MAX (64u << 10)
+#define URING_CACHED_IOVS 8u
 
 struct uring_result {
     struct ring_op *op;
@@ -106,7 +108,7 @@ static void uring_rw(struct ring *ring, struct ring_op *op, bool write, int fd, 
     bool cached = rw_flags & RING_CACHED;
 
     rw_flags &= ~RING_CACHED;
-    if (cached && write && count == 1 && iov->iov_len <= URING_CACHED_MAX) {
+    if (cached && write && count <= URING_CACHED_IOVS && iov_size(iov, count) <= URING_CACHED_MAX) {
         ring_writer_submit(uring_of(ring)->writer, op, fd, iov, count, offset, rw_flags);
         return;
     }
