@@ -14,6 +14,7 @@
 #ifndef CORE_REQUEST_H
 #define CORE_REQUEST_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -132,6 +133,10 @@ static inline enum step request_up(struct request *req, int result)
     req->result = result;
     return STEP_UP;
 }
+
+/* A write of nothing but zeroes becomes a write-zeroes request; unmap: one that may leave a hole. Compressed writes and
+ * fills stay what they are: their flags mean nothing to write-zeroes. For what detect-zeroes does, option and filter. */
+void request_detect_zeroes(struct request *req, bool unmap);
 
 /* Continues the walk of a request that was STEP_HELD, on its own loop. */
 void request_resume(struct request *req, enum step step);

@@ -49,6 +49,15 @@ void request_side_update(struct node *node)
     atomic_store_explicit(&node->side_flags, flags, memory_order_relaxed);
 }
 
+void request_detect_zeroes(struct request *req, bool unmap)
+{
+    if (req->flags & (REQ_COMPRESSED | REQ_FILL) || !iov_is_zero(req->iov, req->iov_count))
+        return;
+    req->op = REQ_WRITE_ZEROES;
+    if (unmap)
+        req->flags |= REQ_MAY_UNMAP;
+}
+
 enum step request_side(struct request *req, struct node *node)
 {
     const struct node_options *options = node->options;
@@ -71,11 +80,7 @@ enum step request_side(struct request *req, struct node *node)
             return request_up(req, 0);
         req->flags &= ~(uint32_t)REQ_MAY_UNMAP;
     }
-    if (req->op == REQ_WRITE && options->detect_zeroes != NODE_DETECT_ZEROES_OFF &&
-        !(req->flags & REQ_COMPRESSED) && iov_is_zero(req->iov, req->iov_count)) {
-        req->op = REQ_WRITE_ZEROES;
-        if (options->detect_zeroes == NODE_DETECT_ZEROES_UNMAP && options->discard == NODE_DISCARD_UNMAP)
-            req->flags |= REQ_MAY_UNMAP;
-    }
+    if (req->op == REQ_WRITE && options->detect_zeroes != NODE_DETECT_ZEROES_OFF)
+        request_detect_zeroes(req, options->detect_zeroes == NODE_DETECT_ZEROES_UNMAP);
     return request_emulate(req, node);
 }

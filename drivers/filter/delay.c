@@ -1,0 +1,89 @@
+/*
+ * delay: holds requests for some time before they go on. Each waits by a
+ * timer of its own in its frame, on its own loop; what is not to be held
+ * passes as through any filter. The state changes only under a drain.
+ */
+#include "core/driver.h"
+#include "core/loop.h"
+#include "core/memory.h"
+#include "generated/options.h"
+
+struct delay {
+    uint64_t ns[REQ_OP_COUNT];
+    uint64_t jitter_ns;
+};
+
+struct delay_frame {
+    struct timer timer;
+    struct request *req;
+};
+
+static int delay_open(struct node *node, const void *opaque, struct error *err)
+{
+    const struct delay_options *options = opaque;
+    struct delay *delay = node->state;
+    uint64_t other = options->latency_ns;
+
+    (void)err;
+    for (unsigned op = 0; op < REQ_OP_COUNT; op++)
+        delay->ns[op] = other;
+    delay->ns[REQ_READ] = options->has_read_ns ? options->read_ns : other;
+    delay->ns[REQ_WRITE] = delay->ns[REQ_WRITE_ZEROES] = options->has_write_ns ? options->write_ns : other;
+    delay->ns[REQ_FLUSH] = options->has_flush_ns ? options->flush_ns : other;
+    delay->ns[REQ_DISCARD] = options->has_discard_ns ? options->discard_ns : other;
+    delay->jitter_ns = options->jitter_ns;
+    return 0;
+}
+
+static void delay_expired(struct timer *timer)
+{
+    struct request *req = container_of(timer, struct delay_frame, timer)->req;
+
+    request_resume(req, STEP_DOWN);
+}
+
+/* Good enough for latencies, and needs no state that loops would share: the splitmix64 step on the clock and address. */
+static uint64_t delay_random(const struct request *req, uint64_t limit)
+{
+    uint64_t x = req->loop->now_ns + (uintptr_t)req + req->offset;
+
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return (x ^ (x >> 31)) % (limit + 1);
+}
+
+static enum step delay_map(struct node *node, struct request *req)
+{
+    const struct delay *delay = node->state;
+    uint64_t ns = delay->ns[req->op];
+
+    request_down(req, node->filtered);
+    if (likely(ns == 0))
+        return STEP_DOWN;
+    struct delay_frame *frame = request_frame(req, node);
+
+    *frame = (struct delay_frame){.timer.expired = delay_expired, .req = req};
+    if (delay->jitter_ns)
+        ns += delay_random(req, delay->jitter_ns);
+    timer_set(&frame->timer, req->loop, req->loop->now_ns + ns);
+    return STEP_HELD;
+}
+
+/* Nothing to see: the frame was the timer's memory. */
+static enum step delay_after(struct node *node, struct request *req, void *scratch)
+{
+    (void)node;
+    (void)req;
+    (void)scratch;
+    return STEP_UP;
+}
+
+const struct driver delay_driver = {
+    .name = "delay",
+    .kind = DRIVER_FILTER,
+    .state_size = sizeof(struct delay),
+    .scratch_size = sizeof(struct delay_frame),
+    .open = delay_open,
+    .map = delay_map,
+    .after = delay_after,
+};
