@@ -25,7 +25,7 @@ comma := ,
 B := build$(if $(SAN),-$(subst $(comma),-,$(SAN)))
 SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
 
-PACKAGES := json-c libevent_core liburing
+PACKAGES := json-c libevent_core liburing zlib libzstd
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wformat=2 \
 	-Wundef $(if $(WERROR),-Werror)
 ALL_CPPFLAGS = -D_GNU_SOURCE -DCAIRN_VERSION='"$(VERSION)"' -I. -I$(B) $(CPPFLAGS)
@@ -33,13 +33,18 @@ PACKAGE_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PACKAGES) 2>/dev/null)
 ALL_CFLAGS = -std=gnu11 $(WARNINGS) -pthread $(PACKAGE_CFLAGS) $(SANFLAGS) $(CFLAGS)
 ALL_LDFLAGS = -pthread $(SANFLAGS) $(LDFLAGS)
 LIBS = $(shell $(PKG_CONFIG) --libs $(PACKAGES))
+FORMAT_LIBS = $(shell $(PKG_CONFIG) --libs zlib libzstd)
 
 GEN := $(B)/generated
 GEN_SOURCES := $(addprefix $(GEN)/,options.c commands.c driver_table.c introspect.c)
 SOURCES := $(wildcard core/*.c core/*.S drivers/*/*.c qmp/*.c daemon/*.c daemon/nbd/*.c)
 OBJECTS := $(patsubst %,$(B)/%.o,$(basename $(filter-out daemon/main.c,$(SOURCES)))) $(GEN_SOURCES:.c=.o)
+# Format engines are complete without the rest: tests link them alone.
+ENGINE_OBJECTS := $(patsubst %.c,$(B)/%.o,$(wildcard drivers/format/engine/*.c))
 TOOL_SOURCES := $(wildcard daemon/tools/cairnctl*.c)
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
+ENGINE_TESTS := $(patsubst tests/engine/%.c,$(B)/tests/%,$(wildcard tests/engine/test_*.c))
+ENGINE_TEST_OBJECTS := $(patsubst %.c,$(B)/%.o,$(filter-out tests/engine/test_%.c,$(wildcard tests/engine/*.c)))
 SIM_TESTS := $(patsubst tests/sim/%.c,$(B)/tests/%,$(wildcard tests/sim/test_*.c))
 SIM_OBJECTS := $(patsubst %.c,$(B)/%.o,$(filter-out tests/sim/test_%.c,$(wildcard tests/sim/*.c)))
 BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
@@ -55,7 +60,7 @@ say = $(if $(V),,@printf '  %-5s %s\n' '$(1)' '$(2)')
 
 all: $(B)/cairnd $(if $(TOOL_SOURCES),$(B)/cairnctl) $(MANPAGES)
 
-tests: $(UNIT_TESTS) $(SIM_TESTS)
+tests: $(UNIT_TESTS) $(SIM_TESTS) $(ENGINE_TESTS)
 benches: $(BENCHES)
 
 # Files that hold a value and change only when it does: what is made from the value depends on them.
@@ -64,7 +69,7 @@ $(1): FORCE
 	@mkdir -p $$(@D); echo '$$(subst ','\'',$(2))' | cmp -s - $$@ || echo '$$(subst ','\'',$(2))' > $$@
 endef
 $(eval $(call remember,$(B)/.flags,$$(CC) $$(ALL_CPPFLAGS) $$(ALL_CFLAGS) $$(ALL_LDFLAGS)))
-$(eval $(call remember,$(B)/.objects,$$(OBJECTS)))
+$(eval $(call remember,$(B)/.objects,$$(OBJECTS) $$(ENGINE_OBJECTS)))
 FORCE:
 
 $(GEN)/.stamp: scripts/schema_gen.py $(wildcard scripts/schema/*.py schema/*.json schema/*/*.json)
@@ -85,22 +90,28 @@ $(GEN)/%.o: $(GEN)/.stamp $(B)/.flags
 $(B)/libcairn.a: $(OBJECTS) $(B)/.objects
 	$(call say,AR,$@)
 	$(Q)rm -f $@ && $(AR) rcs $@ $(OBJECTS)
+$(B)/libcairnformat.a: $(ENGINE_OBJECTS) $(B)/.objects
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $(ENGINE_OBJECTS)
 
-$(B)/cairnd: $(B)/daemon/main.o $(B)/libcairn.a
+$(B)/cairnd: $(B)/daemon/main.o $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
 
-$(B)/cairnctl: $(TOOL_SOURCES:%.c=$(B)/%.o) $(B)/libcairn.a
+$(B)/cairnctl: $(TOOL_SOURCES:%.c=$(B)/%.o) $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs libedit) -o $@
 
-$(B)/tests/%: $(B)/tests/unit/%.o $(B)/libcairn.a
+$(B)/tests/%: $(B)/tests/unit/%.o $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs check) -o $@
-$(B)/tests/%: $(B)/tests/sim/%.o $(SIM_OBJECTS) $(B)/libcairn.a
+$(B)/tests/%: $(B)/tests/sim/%.o $(SIM_OBJECTS) $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs check) -o $@
-$(B)/bench/%: $(B)/tests/bench/%.o $(B)/libcairn.a
+$(B)/tests/%: $(B)/tests/engine/%.o $(ENGINE_TEST_OBJECTS) $(B)/libcairnformat.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(ALL_LDFLAGS) $^ $(FORMAT_LIBS) $(shell $(PKG_CONFIG) --libs check) -o $@
+$(B)/bench/%: $(B)/tests/bench/%.o $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
 
@@ -128,7 +139,7 @@ fuzz:
 	$(Q)$(MAKE) --no-print-directory CC=clang SAN=fuzzer-no-link,address,undefined fuzzers
 	$(Q)scripts/fuzz build-fuzzer-no-link-address-undefined/fuzz $(FUZZ_SECONDS)
 fuzzers: $(FUZZERS)
-$(B)/fuzz/%: $(B)/tests/fuzz/%.o $(B)/libcairn.a
+$(B)/fuzz/%: $(B)/tests/fuzz/%.o $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -pthread -fsanitize=fuzzer,address,undefined $(LDFLAGS) $^ $(LIBS) -o $@
 

@@ -16,14 +16,14 @@
 #include <stdint.h>
 
 enum format_file {
-    FORMAT_FILE_IMAGE,      /* the image file: metadata, and data unless there is a data file */
-    FORMAT_FILE_DATA,       /* an external data file */
+    FORMAT_FILE_IMAGE, /* the image file: metadata, and data unless there is a data file */
+    FORMAT_FILE_DATA,  /* an external data file */
     FORMAT_FILE_COUNT
 };
 
 enum format_event {
-    FORMAT_CORRUPTED,       /* from now on no step changes the image; text says why */
-    FORMAT_NOTE             /* worth a line in the log */
+    FORMAT_CORRUPTED, /* from now on no step changes the image; text says why */
+    FORMAT_NOTE       /* worth a line in the log */
 };
 
 struct format_io {
@@ -38,9 +38,11 @@ struct format_io {
     void (*discard)(void *world, enum format_file file, uint64_t offset, uint64_t length);
     uint64_t (*size)(void *world, enum format_file file);
 
-    void *(*alloc)(void *world, size_t size);               /* zeroed, for any use; NULL when there is no memory */
-    void (*release)(void *world, void *memory);             /* NULL is fine */
-    void (*lock)(void *world);                              /* one lock per engine; held across the calls above */
+    void *(*alloc)(void *world, size_t size);   /* zeroed, for any use; NULL when there is no memory */
+    void (*release)(void *world, void *memory); /* NULL is fine */
+    /* The content of this memory is not needed now: the system may have it back. It stays allocated. NULL: nothing. */
+    void (*idle)(void *world, void *memory, size_t size);
+    void (*lock)(void *world); /* one lock per engine; held across the calls above */
     void (*unlock)(void *world);
 
     /* Grace periods: begin() names one, over() says whether all requests that were under way then have

@@ -1,0 +1,348 @@
+/*
+ * The cache of table slices. A slot that is found by number holds the slice
+ * with its key until the version changes; slots are taken by a clock hand,
+ * clean ones only, and when most are dirty all are written back together.
+ *
+ * A slice that is being read in is `loading`: it belongs to whoever reads it,
+ * who does so without the lock, and is neither found by questions nor taken by
+ * the hand.
+ */
+#include <stdlib.h>
+
+#include "drivers/format/engine/qcow2_internal.h"
+
+#define CACHE_SLOTS_MIN 8u
+#define WRITE_BATCH (64u << 10)
+
+int cache_init(struct qcow2 *q, struct cache *cache, uint64_t bytes, uint32_t slice_size)
+{
+    uint64_t count = bytes / slice_size;
+    uint32_t hash = 1;
+
+    if (count < CACHE_SLOTS_MIN)
+        count = CACHE_SLOTS_MIN;
+    if (count > UINT32_MAX / 4)
+        count = UINT32_MAX / 4;
+    while (hash < count)
+        hash *= 2;
+    cache->count = (uint32_t)count;
+    cache->slice_size = slice_size;
+    cache->hash_mask = hash - 1;
+    cache->slots = q->io->alloc(q->world, count * sizeof(*cache->slots));
+    cache->hash = q->io->alloc(q->world, hash * sizeof(*cache->hash));
+    cache->chunks = q->io->alloc(q->world, (count / CACHE_CHUNK + 1) * sizeof(*cache->chunks));
+    return cache->slots && cache->hash && cache->chunks ? 0 : -ENOMEM;
+}
+
+void cache_destroy(struct qcow2 *q, struct cache *cache)
+{
+    for (uint32_t i = 0; cache->chunks && i * CACHE_CHUNK < cache->ready; i++)
+        q->io->release(q->world, cache->chunks[i]);
+    q->io->release(q->world, cache->chunks);
+    q->io->release(q->world, cache->hash);
+    q->io->release(q->world, cache->slots);
+}
+
+static uint32_t *cache_bucket(struct cache *cache, uint64_t key)
+{
+    uint64_t hash = (key / cache->slice_size) * UINT64_C(0x9e3779b97f4a7c15);
+
+    return &cache->hash[(hash >> 32) & cache->hash_mask];
+}
+
+struct slot *cache_find(struct cache *cache, uint64_t key)
+{
+    for (uint32_t i = *cache_bucket(cache, key); i; i = cache->slots[i - 1].hash_next) {
+        if (atomic_load_explicit(&cache->slots[i - 1].key, memory_order_relaxed) == key)
+            return &cache->slots[i - 1];
+    }
+    return NULL;
+}
+
+void slot_begin(struct slot *slot)
+{
+    uint64_t version = atomic_load_explicit(&slot->version, memory_order_relaxed);
+
+    atomic_store_explicit(&slot->version, version + 1, memory_order_relaxed);
+}
+
+void slot_end(struct slot *slot)
+{
+    uint64_t version = atomic_load_explicit(&slot->version, memory_order_relaxed);
+
+    atomic_store_explicit(&slot->version, version + 1, memory_order_release);
+}
+
+static void cache_forget(struct cache *cache, struct slot *slot)
+{
+    uint32_t number = (uint32_t)(slot - cache->slots) + 1;
+    uint32_t *link = cache_bucket(cache, slot->key);
+
+    while (*link != number)
+        link = &cache->slots[*link - 1].hash_next;
+    *link = slot->hash_next;
+    if (slot->backlink && atomic_load_explicit(slot->backlink, memory_order_relaxed) == number)
+        atomic_store_explicit(slot->backlink, 0, memory_order_relaxed);
+    slot->backlink = NULL;
+    if (slot->dirty)
+        atomic_fetch_sub(&cache->dirty, 1);
+    slot->dirty = false;
+    slot_begin(slot);
+    atomic_store_explicit(&slot->key, 0, memory_order_release);
+    slot_end(slot);
+}
+
+static void cache_enter(struct cache *cache, struct slot *slot, uint64_t key)
+{
+    uint32_t *bucket = cache_bucket(cache, key);
+
+    slot_begin(slot);
+    atomic_store_explicit(&slot->key, key, memory_order_release);
+    slot_end(slot);
+    slot->hash_next = *bucket;
+    *bucket = (uint32_t)(slot - cache->slots) + 1;
+}
+
+void cache_drop(struct cache *cache, uint64_t offset, uint64_t length)
+{
+    for (uint64_t key = offset; key < offset + length; key += cache->slice_size) {
+        struct slot *slot = cache_find(cache, key);
+
+        if (slot && !slot->loading)
+            cache_forget(cache, slot);
+    }
+}
+
+/* Memory for CACHE_CHUNK more slots; they get it when they are first needed, so that a large cache costs
+ * what is used of it. */
+static struct slot *cache_fresh(struct qcow2 *q, struct cache *cache)
+{
+    if (cache->ready == cache->count)
+        return NULL;
+    uint32_t more = cache->count - cache->ready;
+
+    if (more > CACHE_CHUNK)
+        more = CACHE_CHUNK;
+    unsigned char *chunk = q->io->alloc(q->world, (size_t)more * cache->slice_size);
+
+    if (!chunk)
+        return NULL;
+    cache->chunks[cache->ready / CACHE_CHUNK] = chunk;
+    for (uint32_t i = 0; i < more; i++)
+        cache->slots[cache->ready + i].words = (_Atomic uint64_t *)(void *)(chunk + (size_t)i * cache->slice_size);
+    cache->ready += more;
+    /* The hand finds the others empty. */
+    cache->hand = cache->ready - more;
+    return &cache->slots[cache->hand];
+}
+
+/* A clean slot that has not been asked for lately, emptied; NULL if all are dirty or loading. */
+static struct slot *cache_sweep(struct cache *cache)
+{
+    for (uint64_t steps = 0; steps < 2ull * cache->ready; steps++) {
+        struct slot *slot = &cache->slots[cache->hand];
+
+        cache->hand = cache->hand + 1 < cache->ready ? cache->hand + 1 : 0;
+        if (slot->dirty || slot->loading)
+            continue;
+        if (!slot->key)
+            return slot;
+        if (atomic_exchange_explicit(&slot->used, 0, memory_order_relaxed))
+            continue;
+        atomic_fetch_add(&cache->evictions, 1);
+        cache_forget(cache, slot);
+        return slot;
+    }
+    return NULL;
+}
+
+static int cache_take(struct qcow2 *q, struct cache *cache, struct slot **ret)
+{
+    struct slot *slot = NULL;
+
+    if (cache->ready && !cache->slots[cache->hand].key && !cache->slots[cache->hand].loading)
+        slot = &cache->slots[cache->hand];
+    if (!slot)
+        slot = cache_fresh(q, cache);
+    if (!slot && cache->dirty > cache->count / 4 * 3) {
+        int result = tables_write_back(q, false);
+
+        if (result < 0)
+            return result;
+    }
+    if (!slot)
+        slot = cache_sweep(cache);
+    if (!slot) {
+        int result = tables_write_back(q, false);
+
+        if (result < 0)
+            return result;
+        slot = cache_sweep(cache);
+    }
+    *ret = slot;
+    return slot ? 0 : -EBUSY;
+}
+
+static void slot_fill(const struct cache *cache, struct slot *slot, const unsigned char *buf)
+{
+    slot_begin(slot);
+    for (uint32_t i = 0; i < cache->slice_size / 8; i++) {
+        uint64_t word;
+
+        memcpy(&word, buf + 8 * (size_t)i, 8);
+        atomic_store_explicit(&slot->words[i], word, memory_order_release);
+    }
+    slot_end(slot);
+}
+
+/* Somebody else reads the slice in, or has the last slot: our own read only passes the time. */
+static int cache_pass_time(struct qcow2 *q, const struct cache *cache, uint64_t key, unsigned char *buf)
+{
+    q->io->unlock(q->world);
+    int result = q->io->read(q->world, FORMAT_FILE_IMAGE, key, buf, cache->slice_size);
+
+    q->io->lock(q->world);
+    return result;
+}
+
+static int cache_load(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot *slot, unsigned char *buf)
+{
+    atomic_fetch_add(&cache->misses, 1);
+    cache_enter(cache, slot, key);
+    slot->loading = true;
+    q->io->unlock(q->world);
+    int result = q->io->read(q->world, FORMAT_FILE_IMAGE, key, buf, cache->slice_size);
+
+    q->io->lock(q->world);
+    slot->loading = false;
+    if (result < 0)
+        cache_forget(cache, slot);
+    else
+        slot_fill(cache, slot, buf);
+    return result;
+}
+
+int cache_get_waiting(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot **ret, bool *waited)
+{
+    unsigned char buf[QCOW2_SLICE_MAX] __attribute__((aligned(QCOW2_SLICE_MAX)));
+
+    for (;;) {
+        struct slot *slot = cache_find(cache, key);
+        int result = 0;
+
+        if (slot && !slot->loading) {
+            atomic_store_explicit(&slot->used, 1, memory_order_relaxed);
+            *ret = slot;
+            return 0;
+        }
+        *waited = true;
+        if (!slot)
+            result = cache_take(q, cache, &slot);
+        else
+            result = -EBUSY;
+        if (result == 0)
+            result = cache_load(q, cache, key, slot, buf);
+        else if (result == -EBUSY)
+            result = cache_pass_time(q, cache, key, buf);
+        if (result < 0)
+            return result;
+    }
+}
+
+int cache_get(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot **ret)
+{
+    struct slot *slot = cache_find(cache, key);
+    int result;
+
+    if (!slot) {
+        result = cache_take(q, cache, &slot);
+        if (result < 0)
+            return result;
+        atomic_fetch_add(&cache->misses, 1);
+        result = q->io->read(q->world, FORMAT_FILE_IMAGE, key, q->staging, cache->slice_size);
+        if (result < 0)
+            return result;
+        slot_fill(cache, slot, q->staging);
+        cache_enter(cache, slot, key);
+    }
+    atomic_store_explicit(&slot->used, 1, memory_order_relaxed);
+    *ret = slot;
+    return 0;
+}
+
+void cache_clean(struct qcow2 *q, struct cache *cache)
+{
+    for (uint32_t first = 0; first < cache->ready; first += CACHE_CHUNK) {
+        uint32_t end = first + CACHE_CHUNK < cache->ready ? first + CACHE_CHUNK : cache->ready, empty = 0;
+
+        for (uint32_t i = first; i < end; i++) {
+            struct slot *slot = &cache->slots[i];
+
+            if (slot->key && !slot->dirty && !slot->loading && !atomic_exchange(&slot->used, 0))
+                cache_forget(cache, slot);
+            empty += !slot->key;
+        }
+        /* Who still reads there sees that the version is another. */
+        if (empty == end - first && q->io->idle)
+            q->io->idle(q->world, cache->chunks[first / CACHE_CHUNK], (size_t)empty * cache->slice_size);
+    }
+}
+
+void cache_set_dirty(struct cache *cache, struct slot *slot)
+{
+    if (!slot->dirty)
+        atomic_fetch_add(&cache->dirty, 1);
+    slot->dirty = true;
+}
+
+static int slot_compare(const void *a, const void *b)
+{
+    uint64_t left = (*(struct slot *const *)a)->key, right = (*(struct slot *const *)b)->key;
+
+    return (left > right) - (left < right);
+}
+
+/* Writes slots that lie side by side in the file, as many as fit the batch; returns how many, or an error. */
+static int cache_write_run(struct qcow2 *q, struct cache *cache, struct slot **slots, uint32_t count)
+{
+    uint32_t run = 0;
+
+    while (run < count && (run + 1) * cache->slice_size <= WRITE_BATCH &&
+           slots[run]->key == slots[0]->key + (uint64_t)run * cache->slice_size) {
+        memcpy(q->staging + (size_t)run * cache->slice_size, (void *)(uintptr_t)slots[run]->words, cache->slice_size);
+        run++;
+    }
+    int result = image_write(q, slots[0]->key, q->staging, (size_t)run * cache->slice_size);
+
+    if (result < 0)
+        return result;
+    for (uint32_t i = 0; i < run; i++)
+        slots[i]->dirty = false;
+    atomic_fetch_sub(&cache->dirty, run);
+    return (int)run;
+}
+
+int cache_write_back(struct qcow2 *q, struct cache *cache)
+{
+    uint32_t count = 0, done = 0;
+    int result = 0;
+
+    if (!cache->dirty)
+        return 0;
+    struct slot **slots = q->io->alloc(q->world, cache->dirty * sizeof(*slots));
+
+    if (!slots)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < cache->ready && count < cache->dirty; i++) {
+        if (cache->slots[i].dirty)
+            slots[count++] = &cache->slots[i];
+    }
+    qsort(slots, count, sizeof(*slots), slot_compare);
+    while (done < count && result >= 0) {
+        result = cache_write_run(q, cache, slots + done, count - done);
+        if (result > 0)
+            done += (uint32_t)result;
+    }
+    q->io->release(q->world, slots);
+    return result < 0 ? result : 0;
+}

@@ -1,0 +1,296 @@
+/*
+ * What the files of the qcow2 engine share.
+ *
+ * One lock (io->lock) guards everything that changes, and is held across the
+ * I/O of metadata. Questions are answered without it: they read the L1 array,
+ * the slot that holds the slice of the L2 table, and its words, all of them
+ * atomic; a slot's version is odd while its content changes and differs
+ * afterwards, so that a reader who saw a mixture knows. Slots and L1 arrays
+ * stay in memory until no reader can be on the way to them.
+ *
+ * Refcounts in the cache are what they may be on disk at any time: they go up
+ * before an L2 entry is made, and down (qcow2_freed.c) only after the entry that
+ * let go is durable. Hence write-back has a simple order: refcounts, flush, L2
+ * and L1, flush.
+ */
+#ifndef QCOW2_INTERNAL_H
+#define QCOW2_INTERNAL_H
+
+#include <endian.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "drivers/format/engine/qcow2.h"
+
+#define QCOW2_MAGIC 0x514649fbu
+#define QCOW2_HEADER_V2 72u
+#define QCOW2_HEADER_V3 104u
+#define QCOW2_HEADER_SECTOR 512u
+
+#define QCOW2_COPIED (UINT64_C(1) << 63)
+#define QCOW2_COMPRESSED (UINT64_C(1) << 62)
+#define QCOW2_ZERO UINT64_C(1)
+#define QCOW2_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
+#define QCOW2_L2_RESERVED UINT64_C(0x3f000000000001fe) /* of a standard entry, besides bit 0 */
+#define QCOW2_L1_RESERVED UINT64_C(0x7f000000000001ff)
+#define QCOW2_REFTABLE_RESERVED UINT64_C(0x00000000000001ff)
+#define QCOW2_HOST_MAX (UINT64_C(1) << 56)
+
+#define QCOW2_L1_MAX (32u << 20)      /* bytes of an L1 table */
+#define QCOW2_REFTABLE_MAX (8u << 20) /* bytes of a refcount table */
+#define QCOW2_SNAPSHOTS_MAX 65536u
+#define QCOW2_SLICE_MAX 4096u
+
+enum qcow2_incompatible {
+    QCOW2_INCOMPAT_DIRTY = 1,
+    QCOW2_INCOMPAT_CORRUPT = 2,
+    QCOW2_INCOMPAT_DATA_FILE = 4,
+    QCOW2_INCOMPAT_COMPRESSION = 8,
+    QCOW2_INCOMPAT_EXTENDED_L2 = 16
+};
+#define QCOW2_INCOMPAT_KNOWN 31u
+#define QCOW2_COMPAT_LAZY_REFCOUNTS 1u
+#define QCOW2_AUTOCLEAR_BITMAPS 1u
+#define QCOW2_AUTOCLEAR_DATA_RAW 2u
+
+/* Header fields, in the CPU's byte order. */
+struct qcow2_header {
+    uint32_t version, backing_size, cluster_bits, crypt_method, l1_entries, reftable_clusters, snapshots;
+    uint64_t backing_offset, size, l1_offset, reftable_offset, snapshots_offset;
+    uint64_t incompatible, compatible, autoclear;
+    uint32_t refcount_order, length;
+    uint8_t compression;
+};
+
+/* A slice of a table in memory. Fields without _Atomic are under the lock. */
+struct slot {
+    _Atomic uint64_t version;   /* odd while words or key change */
+    _Atomic uint64_t key;       /* host offset of the slice, 0 = holds nothing */
+    _Atomic uint64_t *words;    /* as on disk; set once */
+    _Atomic uint32_t used;      /* asked for since the hand came by */
+    uint32_t hash_next;         /* slot number + 1 */
+    _Atomic uint32_t *backlink; /* where questions find it: holds its number + 1; or NULL */
+    bool dirty, loading;
+};
+
+#define CACHE_CHUNK 64u /* slots that get memory together */
+
+struct cache {
+    struct slot *slots;
+    uint32_t *hash; /* slot number + 1 */
+    unsigned char **chunks;
+    uint32_t count, ready; /* slots at most; slots with memory */
+    uint32_t hash_mask, hand;
+    uint32_t slice_size;
+    _Atomic uint64_t dirty, misses, evictions;
+};
+
+struct l1_entry {
+    _Atomic uint64_t offset;           /* as on disk, in the CPU's byte order */
+    _Atomic(_Atomic uint32_t *) slots; /* [slice] slot number + 1; NULL: none was loaded yet */
+};
+
+struct l1_table {
+    uint32_t count;
+    struct l1_table *retired; /* next older one, kept for readers until close */
+    struct l1_entry entries[];
+};
+
+/* Clusters whose references are gone and whose refcounts are not yet lowered. */
+struct freed {
+    uint64_t offset, length; /* bytes, whole clusters */
+    bool discard;
+};
+
+struct freed_list { /* in order of freeing */
+    struct freed *items;
+    size_t count, room;
+    size_t durable; /* of these, the references are gone on disk as well */
+    size_t waiting; /* of these, a grace period is under way */
+    uint64_t grace;
+};
+
+/* Host clusters that hold metadata: what guest data must never hit. */
+struct cluster_set {
+    uint64_t *items; /* cluster number + 1 */
+    size_t count, mask;
+};
+
+struct geometry {
+    uint32_t cluster_bits, cluster_size, l2_bits, entry_size; /* bytes of an L2 entry: 8 or 16 */
+    uint32_t slice_entries, slice_bits, slices;               /* entries in a slice; slices in a table */
+    uint32_t subcluster_bits, subclusters;                    /* 1 subcluster unless extended */
+    uint32_t refcount_order, refcount_bits; /* log2 of bits; bits of a block's entries: log2 of count */
+    uint64_t refcount_max;
+};
+
+struct qcow2 {
+    const struct format_io *io;
+    void *world;
+    struct qcow2_settings settings;
+    struct geometry geometry;
+    struct qcow2_header header;
+    unsigned char sector[QCOW2_HEADER_SECTOR]; /* the header as on disk */
+    char *backing_name, *backing_format, *data_file_name;
+    _Atomic uint64_t size;
+    _Atomic(struct l1_table *) l1;
+    uint8_t *l1_dirty; /* [sector of the L1 table] */
+    struct cache l2, refcounts;
+    struct refcount_state {
+        uint64_t *table; /* CPU's byte order: offsets of blocks */
+        uint64_t table_entries;
+        uint64_t free_hint; /* no free cluster lies before it */
+        uint64_t virgin;    /* bytes: from here on the file was never written and reads as zeroes */
+        uint64_t file_size; /* bytes the file is known to reach */
+        bool grown;         /* further than it was found */
+    } alloc;
+    struct freed_list freed;
+    struct cluster_set metadata;
+    _Atomic bool needs_flush, corrupted;
+    bool backed, lazy;
+    unsigned char *staging;         /* a cluster, and at least 64 KiB: under the lock */
+    _Atomic uint64_t flush_started; /* flushes of guests */
+    struct qcow2_counters {
+        _Atomic uint64_t metadata_writes, flushes, quarantine; /* the last in bytes */
+    } counters;
+};
+
+static inline uint64_t qcow2_align_down(uint64_t value, uint64_t unit)
+{
+    return value & ~(unit - 1);
+}
+
+static inline uint64_t qcow2_align_up(uint64_t value, uint64_t unit)
+{
+    return (value + unit - 1) & ~(unit - 1);
+}
+
+static inline uint64_t qcow2_min(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline bool qcow2_has_data_file(const struct qcow2 *q)
+{
+    return q->header.incompatible & QCOW2_INCOMPAT_DATA_FILE;
+}
+
+static inline bool qcow2_extended(const struct qcow2 *q)
+{
+    return q->header.incompatible & QCOW2_INCOMPAT_EXTENDED_L2;
+}
+
+static inline enum format_file qcow2_data_file(const struct qcow2 *q)
+{
+    return qcow2_has_data_file(q) ? FORMAT_FILE_DATA : FORMAT_FILE_IMAGE;
+}
+
+/* qcow2_header.c */
+int header_read(struct qcow2 *q, char text[256]);
+int header_write(struct qcow2 *q); /* the fields that change, in one sector; no flush */
+/* Sets the dirty bit on disk, durably, before the first change that leaves refcounts behind. */
+int header_mark_dirty(struct qcow2 *q);
+int text_fail(char text[256], int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* qcow2_cache.c: all under the lock. */
+int cache_init(struct qcow2 *q, struct cache *cache, uint64_t bytes, uint32_t slice_size);
+void cache_destroy(struct qcow2 *q, struct cache *cache);
+struct slot *cache_find(struct cache *cache, uint64_t key);
+/* The slice at key, from disk if need be, with the lock held all the time. */
+int cache_get(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot **ret);
+/* The same, but lets go of the lock while it reads: what the caller knew may have changed when *waited is set. */
+int cache_get_waiting(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot **ret, bool *waited);
+/* Forgets slices in a range of the file: their content is void. */
+void cache_drop(struct cache *cache, uint64_t offset, uint64_t length);
+void cache_set_dirty(struct cache *cache, struct slot *slot);
+void slot_begin(struct slot *slot); /* around changes of words that questions may read */
+void slot_end(struct slot *slot);
+/* Empties slots that nobody asked for since the last call; whole chunks of them give their memory back. */
+void cache_clean(struct qcow2 *q, struct cache *cache);
+/* Writes all dirty slices; stops at the first error, what is not written stays dirty. */
+int cache_write_back(struct qcow2 *q, struct cache *cache);
+
+/* qcow2_flush.c: under the lock. */
+/* Refcounts, flush, tables; durable: and flush. */
+int tables_write_back(struct qcow2 *q, bool durable);
+int image_write(struct qcow2 *q, uint64_t offset, const void *buf, size_t size); /* metadata; counted */
+int image_flush(struct qcow2 *q);
+
+/* qcow2_refcount.c: under the lock. Cluster numbers. */
+int refcount_open(struct qcow2 *q, char text[256]);
+int refcount_get(struct qcow2 *q, uint64_t cluster, uint64_t *ret);
+int refcount_add(struct qcow2 *q, uint64_t first, uint64_t count, int delta);
+int refcount_set(struct qcow2 *q, uint64_t cluster, uint64_t value); /* makes the block if need be: repair */
+/* 1 to `wanted` clusters in a row, exactly `wanted` if `all`; their refcounts are 1. *fresh: they read as zeroes. */
+int clusters_alloc(struct qcow2 *q, uint64_t wanted, bool all, uint64_t *offset, uint64_t *count, bool *fresh);
+/* Nobody was ever told of them: free at once. */
+void clusters_give_back(struct qcow2 *q, uint64_t offset, uint64_t count);
+/* qcow2_reftable.c */
+/* A block for the region number `block`, at the region's begin; or at offset, a cluster that was allocated for it. */
+int refcount_block_make(struct qcow2 *q, uint64_t block);
+int refcount_block_make_at(struct qcow2 *q, uint64_t block, uint64_t offset);
+/* The table has an entry for the block; a larger one is made if it must. */
+int reftable_reach(struct qcow2 *q, uint64_t block);
+
+/* qcow2_freed.c: under the lock. */
+int freed_add(struct qcow2 *q, uint64_t offset, uint64_t length, bool discard);
+int freed_reserve(struct qcow2 *q, size_t more); /* room for so many freed_add() that cannot fail then */
+void freed_durable(struct qcow2 *q);             /* all references that were gone by now are gone on disk */
+void freed_reap(struct qcow2 *q);                /* lowers what is due */
+
+/* qcow2_overlap.c */
+int overlap_add(struct qcow2 *q, uint64_t offset, uint64_t length);
+void overlap_remove(struct qcow2 *q, uint64_t offset, uint64_t length);
+bool overlap_hits(const struct qcow2 *q, uint64_t offset, uint64_t length);
+void overlap_destroy(struct qcow2 *q);
+/* The image is damaged: see FORMAT_CORRUPTED. Returns -EIO. */
+int corrupt(struct qcow2 *q, uint64_t offset, uint64_t length, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* qcow2_l2.c */
+struct l2_entry {
+    uint64_t entry, bitmap; /* CPU's byte order; bitmap: 0 unless extended */
+};
+struct l2_place { /* of one cluster's entry */
+    struct slot *slot;
+    uint32_t index; /* in the slice */
+};
+/* Under the lock. The slice for the guest offset; waits without the lock while it loads, *slot is NULL if there is no
+ * L2 table. */
+int l2_get(struct qcow2 *q, uint64_t offset, struct l2_place *ret);
+/* The same for writing: makes or copies the L2 table. */
+int l2_get_writable(struct qcow2 *q, uint64_t offset, struct l2_place *ret);
+struct l2_entry l2_entry_get(const struct qcow2 *q, const struct slot *slot, uint32_t index);
+/* Between slot_begin() and slot_end(). */
+void l2_entry_set(struct qcow2 *q, struct slot *slot, uint32_t index, struct l2_entry value);
+int l1_write_back(struct qcow2 *q);
+void l1_set(struct qcow2 *q, uint32_t index, uint64_t value);
+struct l1_table *l1_alloc(struct qcow2 *q, uint32_t count);
+uint64_t l2_bytes(const struct qcow2 *q); /* guest bytes of one L2 table */
+
+/* Kinds of entries. */
+static inline bool entry_compressed(struct l2_entry entry)
+{
+    return entry.entry & QCOW2_COMPRESSED;
+}
+
+static inline uint64_t entry_host(struct l2_entry entry)
+{
+    return entry.entry & QCOW2_OFFSET_MASK;
+}
+
+/* Whether the entry has a cluster of the file. In a data file offset 0 is one, told by COPIED. */
+static inline bool entry_has_host(const struct qcow2 *q, struct l2_entry entry)
+{
+    return entry_host(entry) || (qcow2_has_data_file(q) && entry.entry & QCOW2_COPIED);
+}
+
+/* The host bytes of a compressed cluster. */
+void compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *offset, uint64_t *size);
+
+/* Adds to freed what the entry refers to. Room was reserved. */
+void entry_free(struct qcow2 *q, struct l2_entry entry, bool discard);
+
+#endif
