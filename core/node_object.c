@@ -63,7 +63,7 @@ static struct node_object_made {
     struct object_type type;
     const struct driver *driver;
     struct node_object_made *next;
-} *node_object_types;
+} * node_object_types;
 
 const struct object_type *node_object_type(const struct driver *driver)
 {
