@@ -91,6 +91,17 @@ static struct json_object *random_any(unsigned depth)
     }
 }
 
+/* A node's name is not empty: in text, nothing stands for null. */
+static struct json_object *random_reference(void)
+{
+    struct json_object *name = random_string(0);
+
+    if (json_object_get_string_len(name) > 0)
+        return name;
+    json_object_put(name);
+    return json_object_new_string("n");
+}
+
 static struct json_object *random_value(const struct option_value_type *type, unsigned depth)
 {
     struct json_object *array;
@@ -111,7 +122,7 @@ static struct json_object *random_value(const struct option_value_type *type, un
             json_object_array_add(array, random_value(type->element, depth + 1));
         return array;
     case OPTION_NODE_REF:
-        return depth > 6 || random_below(2) ? random_string(0) : random_struct(&node_options_type, depth + 1);
+        return depth > 6 || random_below(2) ? random_reference() : random_struct(&node_options_type, depth + 1);
     case OPTION_ANY:
         return random_any(depth);
     default:
@@ -140,8 +151,7 @@ static struct json_object *random_struct(const struct option_type *type, unsigne
         if (strcmp(type->branches[i].name, json_object_get_string(tag)))
             continue;
         if (type->wrapped)
-            json_object_object_add(json, "data", branch ? random_struct(branch, depth + 1)
-                                                        : json_object_new_object());
+            json_object_object_add(json, "data", branch ? random_struct(branch, depth + 1) : json_object_new_object());
         else if (branch)
             random_fields(branch, json, depth);
     }
@@ -153,8 +163,12 @@ static struct json_object *random_struct(const struct option_type *type, unsigne
 static const struct option_type *type_at(unsigned i)
 {
     static const struct option_type *const others[] = {
-        &nbd_server_options_type, &block_export_deleted_event_type, &block_image_corrupted_event_type,
-        &block_io_error_event_type, &shutdown_event_type, &socket_address_type,
+        &nbd_server_options_type,
+        &block_export_deleted_event_type,
+        &block_image_corrupted_event_type,
+        &block_io_error_event_type,
+        &shutdown_event_type,
+        &socket_address_type,
     };
 
     if (i < command_count)
@@ -397,7 +411,7 @@ END_TEST
 
 START_TEST(test_node_ref)
 {
-    struct node_ref null = { .null = true };
+    struct node_ref null = {.null = true};
     struct node_ref *copy = node_ref_copy(&null);
 
     ck_assert(copy->null && !copy->name && !copy->node);

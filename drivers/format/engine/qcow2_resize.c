@@ -93,7 +93,6 @@ static int size_write(struct qcow2 *q, uint64_t size)
         return result;
     }
     atomic_store(&q->size, size);
-    freed_durable(q);
     return 0;
 }
 

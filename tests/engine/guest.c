@@ -1,0 +1,233 @@
+/*
+ * The guest of an image: see world.h.
+ */
+#include <check.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/engine/world.h"
+
+int guest_open(struct guest *guest, struct world *world, bool backed)
+{
+    struct qcow2_settings settings = {.discard_freed = true, .discard_other = true, .overlap_check = UINT32_MAX};
+    char text[256];
+
+    *guest = (struct guest){.world = world, .backed = backed};
+    int result = qcow2_open(&guest->q, &world_io, world, &settings, text);
+
+    if (result < 0)
+        return result;
+    qcow2_set_backing(guest->q, backed);
+    guest->size = qcow2_size(guest->q);
+    guest->model = calloc(1, guest->size + 1);
+    guest->unsure = calloc(guest->size / SECTOR + 1, sizeof(bool));
+    ck_assert(guest->model && guest->unsure);
+    return 0;
+}
+
+void guest_create(struct guest *guest, struct world *world, const struct qcow2_create_options *options)
+{
+    char text[256] = "";
+
+    ck_assert_msg(qcow2_create(&world_io, world, options, text) == 0, "%s", text);
+    ck_assert_int_eq(guest_open(guest, world, options->backing_name != NULL), 0);
+    if (guest->backed)
+        guest_backing(0, guest->model, guest->size);
+}
+
+void guest_drop(struct guest *guest)
+{
+    qcow2_close(guest->q);
+    free(guest->model);
+    free(guest->unsure);
+}
+
+void guest_close(struct guest *guest)
+{
+    qcow2_finish(guest->q);
+    guest_drop(guest);
+}
+
+void guest_backing(uint64_t offset, unsigned char *buf, uint64_t length)
+{
+    for (uint64_t i = 0; i < length; i++)
+        buf[i] = (unsigned char)(0xa0 + (offset + i) / SECTOR % 64);
+}
+
+static int guest_read_part(struct guest *guest, uint64_t offset, unsigned char *buf, uint64_t length, uint64_t *done)
+{
+    struct mapping mapping;
+    int result = qcow2_lookup(guest->q, offset, length, &mapping);
+
+    if (result == -EAGAIN)
+        result = qcow2_load(guest->q, offset, length, &mapping);
+    if (result < 0)
+        return result;
+    *done = mapping.length;
+    if (mapping.kind == MAPPING_DATA)
+        return world_io.read(guest->world, mapping.file, mapping.host, buf, mapping.length);
+    memset(buf, 0, mapping.length);
+    if (mapping.kind == MAPPING_UNALLOCATED && guest->backed)
+        guest_backing(offset, buf, mapping.length);
+    return mapping.kind == MAPPING_COMPRESSED ? -ENOTSUP : 0;
+}
+
+int guest_read(struct guest *guest, uint64_t offset, void *buf, uint64_t length)
+{
+    unsigned char *bytes = buf;
+
+    while (length) {
+        uint64_t done = 0;
+
+        /* What is behind the end of the disk reads as zeroes. */
+        if (offset >= guest->size) {
+            memset(bytes, 0, length);
+            return 0;
+        }
+        uint64_t part = length < guest->size - offset ? length : guest->size - offset;
+        int result = guest_read_part(guest, offset, bytes, part, &done);
+
+        if (result < 0)
+            return result;
+        offset += done;
+        bytes += done;
+        length -= done;
+    }
+    return 0;
+}
+
+static int guest_write_plan(struct guest *guest, const struct write_plan *plan, const unsigned char *data)
+{
+    uint64_t size = plan->head + plan->length + plan->tail;
+    unsigned char *buf = malloc(size);
+
+    ck_assert_ptr_nonnull(buf);
+    int result = guest_read(guest, plan->guest - plan->head, buf, plan->head);
+
+    memcpy(buf + plan->head, data, plan->length);
+    if (result == 0)
+        result = guest_read(guest, plan->guest + plan->length, buf + plan->head + plan->length, plan->tail);
+    if (result == 0)
+        result = world_io.write(guest->world, plan->file, plan->host - plan->head, buf, size);
+    free(buf);
+    return result;
+}
+
+static void guest_unsure(struct guest *guest, uint64_t offset, uint64_t length, bool unsure)
+{
+    for (uint64_t at = offset / SECTOR; at * SECTOR < offset + length; at++)
+        guest->unsure[at] = unsure;
+}
+
+static int guest_store(struct guest *guest, uint64_t offset, const unsigned char *data, uint64_t length)
+{
+    int result = 0;
+
+    while (result == 0 && length) {
+        struct write_plan plan;
+
+        result = qcow2_write_begin(guest->q, offset, length, &plan);
+        if (result < 0)
+            break;
+        result = qcow2_write_end(guest->q, &plan, guest_write_plan(guest, &plan, data));
+        offset += plan.length;
+        data += plan.length;
+        length -= plan.length;
+    }
+    return result;
+}
+
+/* The end of an operation: the model follows if it went well; else old and new are both right. */
+static int guest_ended(struct guest *guest, uint64_t offset, uint64_t length, const unsigned char *data, int result)
+{
+    guest_unsure(guest, offset, length, result < 0);
+    memcpy(guest->model + offset, data, length);
+    return result;
+}
+
+int guest_write(struct guest *guest, uint64_t offset, uint64_t length)
+{
+    unsigned char *data = malloc(length);
+
+    ck_assert_ptr_nonnull(data);
+    guest->writes++;
+    for (uint64_t i = 0; i < length; i++)
+        data[i] = (unsigned char)(guest->writes * 7 + (offset + i) / SECTOR);
+    world_record(guest->world, RECORD_TOUCH, offset, NULL, length);
+    int result = guest_ended(guest, offset, length, data, guest_store(guest, offset, data, length));
+
+    free(data);
+    return result;
+}
+
+int guest_zero(struct guest *guest, uint64_t offset, uint64_t length, bool unmap)
+{
+    unsigned char *data = calloc(1, length);
+
+    ck_assert_ptr_nonnull(data);
+    world_record(guest->world, RECORD_TOUCH, offset, NULL, length);
+    int result = qcow2_write_zeroes(guest->q, offset, length, unmap);
+
+    if (result == -ENOTSUP)
+        result = guest_store(guest, offset, data, length);
+    result = guest_ended(guest, offset, length, data, result);
+    free(data);
+    return result;
+}
+
+/* Content is undefined afterwards: the model takes what is there. */
+int guest_discard(struct guest *guest, uint64_t offset, uint64_t length)
+{
+    world_record(guest->world, RECORD_TOUCH, offset, NULL, length);
+    int result = qcow2_discard(guest->q, offset, length);
+
+    if (guest_read(guest, offset, guest->model + offset, length) < 0 || result < 0)
+        guest_unsure(guest, offset, length, true);
+    return result;
+}
+
+int guest_flush(struct guest *guest)
+{
+    int result = qcow2_flush(guest->q);
+
+    if (result == 0)
+        world_record(guest->world, RECORD_PROMISE, 0, guest->model, guest->size);
+    return result;
+}
+
+int guest_resize(struct guest *guest, uint64_t size)
+{
+    uint64_t old = guest->size;
+
+    world_record(guest->world, RECORD_TOUCH, size < old ? size : old, NULL, size < old ? old - size : size - old);
+    int result = qcow2_resize(guest->q, size);
+
+    if (result < 0)
+        return result;
+    guest->model = realloc(guest->model, size + 1);
+    guest->unsure = realloc(guest->unsure, (size / SECTOR + 1) * sizeof(bool));
+    ck_assert(guest->model && guest->unsure);
+    guest->size = size;
+    if (size > old) {
+        memset(guest->model + old, 0, size - old);
+        memset(guest->unsure + old / SECTOR, 0, ((size - old) / SECTOR) * sizeof(bool));
+        /* New space is empty, whatever the backing file has there. */
+        if (guest->backed)
+            return guest_zero(guest, old, size - old, true);
+    }
+    return 0;
+}
+
+uint64_t guest_compare(struct guest *guest)
+{
+    unsigned char buf[SECTOR];
+
+    for (uint64_t at = 0; at < guest->size; at += SECTOR) {
+        if (guest->unsure[at / SECTOR])
+            continue;
+        if (guest_read(guest, at, buf, SECTOR) < 0 || memcmp(buf, guest->model + at, SECTOR) != 0)
+            return at / SECTOR;
+    }
+    return UINT64_MAX;
+}

@@ -1,0 +1,204 @@
+/*
+ * Faults. A workload runs again and again, and each time the next call of the
+ * world fails, once or from then on: the error must reach the operation that
+ * caused it, nothing else may be lost, and what is there afterwards must be an
+ * image without corruption, also for who opens it anew.
+ */
+#include <check.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/engine/world.h"
+
+struct fault {
+    int code;
+    bool for_ever;
+};
+
+static const struct fault faults[] = {{-EIO, false}, {-EIO, true}, {-ENOSPC, false}, {-ENOSPC, true}};
+
+static const struct qcow2_create_options layouts[] = {
+    {.version = 3, .cluster_bits = 9, .refcount_order = 4},
+    {.version = 2, .cluster_bits = 9, .refcount_order = 4, .backing_name = "b", .backing_format = "raw"},
+    {.version = 3, .cluster_bits = 9, .refcount_order = 6},
+    {.version = 3, .cluster_bits = 12, .refcount_order = 4, .lazy_refcounts = true},
+    {.version = 3,
+     .cluster_bits = 14,
+     .refcount_order = 4,
+     .extended_l2 = true,
+     .backing_name = "b",
+     .backing_format = "raw"},
+};
+#define LAYOUTS (sizeof(layouts) / sizeof(layouts[0]))
+#define CASES (LAYOUTS * sizeof(faults) / sizeof(faults[0]))
+
+/* One of everything. Returns how many operations failed. */
+static unsigned work(struct guest *guest)
+{
+    uint64_t cluster = qcow2_cluster_size(guest->q);
+    unsigned failed = 0;
+
+    failed += guest_write(guest, 3 * SECTOR, SECTOR) < 0;
+    failed += guest_write(guest, 2 * cluster, 3 * cluster) < 0;
+    failed += guest_flush(guest) < 0;
+    failed += guest_zero(guest, 2 * cluster, cluster, true) < 0;
+    failed += guest_discard(guest, 3 * cluster, cluster) < 0;
+    failed += guest_flush(guest) < 0;
+    failed += guest_write(guest, 70 * cluster, 2 * cluster) < 0;
+    failed += guest_zero(guest, 4 * cluster, cluster, false) < 0;
+    failed += guest_resize(guest, guest->size + 70 * cluster) < 0;
+    failed += guest_write(guest, guest->size - SECTOR, SECTOR) < 0;
+    failed += guest_write(guest, 2 * cluster, SECTOR) < 0;
+    failed += guest_flush(guest) < 0;
+    return failed;
+}
+
+static void examine(struct guest *guest, const char *what)
+{
+    struct qcow2_check_result check;
+    uint64_t differs = guest_compare(guest);
+
+    ck_assert_msg(differs == UINT64_MAX, "%s: sector %lu differs", what, (unsigned long)differs);
+    ck_assert_int_eq(qcow2_check(guest->q, false, &check), 0);
+    ck_assert_msg(check.corruptions == 0, "%s: %lu corruptions", what, (unsigned long)check.corruptions);
+}
+
+/* Opens what is there as another program would, with what this guest knows. */
+static void examine_anew(struct guest *old, const char *what)
+{
+    struct guest guest;
+
+    ck_assert_msg(guest_open(&guest, old->world, old->backed) == 0, "%s: does not open again", what);
+    if (guest.size == old->size) {
+        memcpy(guest.model, old->model, guest.size);
+        memcpy(guest.unsure, old->unsure, guest.size / SECTOR * sizeof(bool));
+        examine(&guest, what);
+    }
+    guest_drop(&guest);
+}
+
+/* True if the N-th call failed, false if there are not so many. */
+static bool fail_at(const struct qcow2_create_options *layout, const struct fault *fault, uint64_t number)
+{
+    struct qcow2_create_options options = *layout;
+    struct world world;
+    struct guest guest;
+    char what[128];
+
+    snprintf(what, sizeof(what), "layout %d, call %lu fails with %d%s", (int)(layout - layouts), (unsigned long)number,
+             fault->code, fault->for_ever ? " for ever" : "");
+    options.size = 80ull << options.cluster_bits;
+    world_init(&world);
+    guest_create(&guest, &world, &options);
+    world.calls = 0;
+    world.fail_at = number;
+    world.fail_code = fault->code;
+    world.fail_for_ever = fault->for_ever;
+    unsigned failed = work(&guest);
+    bool reached = world.calls >= number;
+
+    world.fail_at = 0;
+    ck_assert_msg(!fault->for_ever || !reached || failed, "%s: nobody was told", what);
+    if (!qcow2_is_corrupted(guest.q)) {
+        ck_assert_msg(world.reports == 0, "%s: %s", what, world.report);
+        ck_assert_msg(guest_flush(&guest) == 0, "%s: a later flush fails", what);
+        examine(&guest, what);
+        ck_assert_msg(guest_write(&guest, 0, 8 * SECTOR) == 0, "%s: a later write fails", what);
+        ck_assert_msg(qcow2_finish(guest.q) == 0, "%s: cannot be finished", what);
+        examine(&guest, what);
+        examine_anew(&guest, what);
+    }
+    guest_drop(&guest);
+    world_destroy(&world);
+    return reached;
+}
+
+START_TEST(every_call_fails)
+{
+    const struct qcow2_create_options *layout = &layouts[(size_t)_i % LAYOUTS];
+    const struct fault *fault = &faults[(size_t)_i / LAYOUTS];
+    uint64_t number = 1;
+
+    while (fail_at(layout, fault, number))
+        number++;
+    ck_assert_uint_gt(number, 20);
+}
+END_TEST
+
+/* A discarded cluster is nobody else's while a request may be on its way to it. */
+START_TEST(freed_clusters_wait_for_grace)
+{
+    struct qcow2_create_options options = {.version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 1 << 20};
+    struct world world;
+    struct guest guest;
+    struct mapping old, new;
+    struct qcow2_stats stats;
+
+    world_init(&world);
+    guest_create(&guest, &world, &options);
+    ck_assert_int_eq(guest_write(&guest, 0, 4096), 0);
+    ck_assert_int_eq(guest_flush(&guest), 0);
+    ck_assert_int_eq(qcow2_lookup(guest.q, 0, 4096, &old), 0);
+    world.grace_held = true;
+    ck_assert_int_eq(guest_discard(&guest, 0, 4096), 0);
+    ck_assert_int_eq(guest_flush(&guest), 0);
+    for (uint64_t i = 1; i < 8; i++) {
+        ck_assert_int_eq(guest_write(&guest, i * 4096, 4096), 0);
+        ck_assert_int_eq(qcow2_lookup(guest.q, i * 4096, 4096, &new), 0);
+        ck_assert_uint_ne(new.host, old.host);
+    }
+    qcow2_get_stats(guest.q, &stats);
+    ck_assert_uint_eq(stats.quarantine, 4096);
+    world.grace_held = false;
+    ck_assert_int_eq(guest_flush(&guest), 0);
+    ck_assert_int_eq(guest_write(&guest, 9 * 4096, 4096), 0);
+    ck_assert_int_eq(qcow2_lookup(guest.q, 9 * 4096, 4096, &new), 0);
+    ck_assert_uint_eq(new.host, old.host);
+    examine(&guest, "after grace");
+    guest_close(&guest);
+    world_destroy(&world);
+}
+END_TEST
+
+/* An unflushed discard does not let the cluster go either: after a crash its old entry may be back. */
+START_TEST(freed_clusters_wait_for_flush)
+{
+    struct qcow2_create_options options = {.version = 3, .cluster_bits = 12, .refcount_order = 4, .size = 1 << 20};
+    struct world world;
+    struct guest guest;
+    struct mapping old, new;
+
+    world_init(&world);
+    guest_create(&guest, &world, &options);
+    ck_assert_int_eq(guest_write(&guest, 0, 4096), 0);
+    ck_assert_int_eq(guest_flush(&guest), 0);
+    ck_assert_int_eq(qcow2_lookup(guest.q, 0, 4096, &old), 0);
+    ck_assert_int_eq(guest_discard(&guest, 0, 4096), 0);
+    ck_assert_int_eq(guest_write(&guest, 4096, 4096), 0);
+    ck_assert_int_eq(qcow2_lookup(guest.q, 4096, 4096, &new), 0);
+    ck_assert_uint_ne(new.host, old.host);
+    guest_close(&guest);
+    world_destroy(&world);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("fault");
+    TCase *cases = tcase_create("fault");
+    SRunner *runner;
+
+    tcase_set_timeout(cases, 60);
+    tcase_add_loop_test(cases, every_call_fails, 0, (int)CASES);
+    tcase_add_test(cases, freed_clusters_wait_for_grace);
+    tcase_add_test(cases, freed_clusters_wait_for_flush);
+    suite_add_tcase(suite, cases);
+    runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+
+    srunner_free(runner);
+    return failed ? 1 : 0;
+}

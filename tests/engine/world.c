@@ -1,0 +1,210 @@
+/*
+ * See world.h.
+ */
+#include "tests/engine/world.h"
+
+#include <check.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void world_init(struct world *world)
+{
+    *world = (struct world){.fail_code = -EIO};
+}
+
+void world_destroy(struct world *world)
+{
+    for (size_t i = 0; i < world->count; i++)
+        free(world->records[i].data);
+    free(world->records);
+    free(world->bytes);
+}
+
+void world_record(struct world *world, enum record_kind kind, uint64_t offset, const void *data, size_t size)
+{
+    if (!world->recording)
+        return;
+    if (world->count == world->records_room) {
+        world->records_room = world->records_room ? 2 * world->records_room : 256;
+        world->records = realloc(world->records, world->records_room * sizeof(*world->records));
+        ck_assert_ptr_nonnull(world->records);
+    }
+    struct record *record = &world->records[world->count++];
+
+    *record = (struct record){.kind = kind, .offset = offset, .size = size};
+    if (data) {
+        record->data = malloc(size);
+        ck_assert_ptr_nonnull(record->data);
+        memcpy(record->data, data, size);
+    }
+}
+
+void world_resize(struct world *world, uint64_t size)
+{
+    ck_assert_uint_le(size, WORLD_FILE_MAX);
+    if (size > world->room) {
+        world->bytes = realloc(world->bytes, size);
+        ck_assert_ptr_nonnull(world->bytes);
+        world->room = size;
+    }
+    if (size > world->size)
+        memset(world->bytes + world->size, 0, size - world->size);
+    world->size = size;
+}
+
+static int world_fails(struct world *world)
+{
+    world->calls++;
+    if (!world->fail_at || world->calls < world->fail_at)
+        return 0;
+    return world->calls == world->fail_at || world->fail_for_ever ? world->fail_code : 0;
+}
+
+static int world_read(void *opaque, enum format_file file, uint64_t offset, void *buf, size_t size)
+{
+    struct world *world = opaque;
+    int result = world_fails(world);
+
+    (void)file;
+    if (result < 0)
+        return result;
+    memset(buf, 0, size);
+    if (offset < world->size)
+        memcpy(buf, world->bytes + offset, size < world->size - offset ? size : world->size - offset);
+    return 0;
+}
+
+static int world_write(void *opaque, enum format_file file, uint64_t offset, const void *buf, size_t size)
+{
+    struct world *world = opaque;
+    int result = world_fails(world);
+
+    (void)file;
+    if (result < 0)
+        return result;
+    if (offset > WORLD_FILE_MAX || size > WORLD_FILE_MAX - offset)
+        return -ENOSPC;
+    if (offset + size > world->size)
+        world_resize(world, offset + size);
+    memcpy(world->bytes + offset, buf, size);
+    world_record(world, RECORD_WRITE, offset, buf, size);
+    return 0;
+}
+
+static int world_flush(void *opaque, enum format_file file)
+{
+    struct world *world = opaque;
+    int result = world_fails(world);
+
+    (void)file;
+    if (result == 0)
+        world_record(world, RECORD_FLUSH, 0, NULL, 0);
+    return result;
+}
+
+static int world_grow(void *opaque, enum format_file file, uint64_t size)
+{
+    struct world *world = opaque;
+    int result = world_fails(world);
+
+    (void)file;
+    if (result < 0)
+        return result;
+    if (size > WORLD_FILE_MAX)
+        return -ENOSPC;
+    if (size > world->size) {
+        world_resize(world, size);
+        world_record(world, RECORD_SIZE, size, NULL, 0);
+    }
+    return 0;
+}
+
+static int world_truncate(void *opaque, enum format_file file, uint64_t size)
+{
+    struct world *world = opaque;
+
+    (void)file;
+    world_resize(world, size);
+    world_record(world, RECORD_SIZE, size, NULL, 0);
+    return 0;
+}
+
+/* The content is gone at once: nobody may have relied on it. */
+static void world_discard(void *opaque, enum format_file file, uint64_t offset, uint64_t length)
+{
+    struct world *world = opaque;
+    unsigned char *junk = malloc(length);
+
+    (void)file;
+    ck_assert_ptr_nonnull(junk);
+    memset(junk, 0xdd, length);
+    if (offset + length <= world->size) {
+        memcpy(world->bytes + offset, junk, length);
+        world_record(world, RECORD_WRITE, offset, junk, length);
+    }
+    free(junk);
+}
+
+static uint64_t world_size(void *opaque, enum format_file file)
+{
+    (void)file;
+    return ((struct world *)opaque)->size;
+}
+
+static void *world_alloc(void *opaque, size_t size)
+{
+    (void)opaque;
+    return size > (UINT64_C(256) << 20) ? NULL : calloc(1, size ? size : 1);
+}
+
+static void world_release(void *opaque, void *memory)
+{
+    (void)opaque;
+    free(memory);
+}
+
+static void world_lock(void *opaque)
+{
+    (void)opaque;
+}
+
+static uint64_t world_grace_begin(void *opaque)
+{
+    (void)opaque;
+    return 0;
+}
+
+static bool world_grace_over(void *opaque, uint64_t grace)
+{
+    (void)grace;
+    return !((struct world *)opaque)->grace_held;
+}
+
+static void world_report(void *opaque, enum format_event event, uint64_t offset, uint64_t length, const char *text)
+{
+    struct world *world = opaque;
+
+    (void)offset;
+    (void)length;
+    world->reports += event == FORMAT_CORRUPTED;
+    snprintf(world->report, sizeof(world->report), "%s", text);
+}
+
+const struct format_io world_io = {
+    .read = world_read,
+    .write = world_write,
+    .flush = world_flush,
+    .grow = world_grow,
+    .truncate = world_truncate,
+    .discard = world_discard,
+    .size = world_size,
+    .alloc = world_alloc,
+    .release = world_release,
+    .lock = world_lock,
+    .unlock = world_lock,
+    .grace_begin = world_grace_begin,
+    .grace_over = world_grace_over,
+    .report = world_report,
+};
