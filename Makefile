@@ -42,6 +42,7 @@ OBJECTS := $(patsubst %,$(B)/%.o,$(basename $(filter-out daemon/main.c,$(SOURCES
 # Format engines are complete without the rest: tests link them alone.
 ENGINE_OBJECTS := $(patsubst %.c,$(B)/%.o,$(wildcard drivers/format/engine/*.c))
 TOOL_SOURCES := $(wildcard daemon/tools/cairnctl*.c)
+VHOST_BENCH_SOURCES := $(wildcard tests/bench/vhost/*.c)
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 ENGINE_TESTS := $(patsubst tests/engine/%.c,$(B)/tests/%,$(wildcard tests/engine/test_*.c))
 ENGINE_TEST_OBJECTS := $(patsubst %.c,$(B)/%.o,$(filter-out tests/engine/test_%.c,$(wildcard tests/engine/*.c)))
@@ -58,7 +59,7 @@ say = $(if $(V),,@printf '  %-5s %s\n' '$(1)' '$(2)')
 .DELETE_ON_ERROR:
 .SECONDARY:
 
-all: $(B)/cairnd $(if $(TOOL_SOURCES),$(B)/cairnctl) $(MANPAGES)
+all: $(B)/cairnd $(if $(TOOL_SOURCES),$(B)/cairnctl) $(B)/cairn-vhost-bench $(MANPAGES)
 
 tests: $(UNIT_TESTS) $(SIM_TESTS) $(ENGINE_TESTS)
 benches: $(BENCHES)
@@ -101,6 +102,10 @@ $(B)/cairnd: $(B)/daemon/main.o $(B)/libcairn.a $(B)/libcairnformat.a
 $(B)/cairnctl: $(TOOL_SOURCES:%.c=$(B)/%.o) $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs libedit) -o $@
+
+$(B)/cairn-vhost-bench: $(VHOST_BENCH_SOURCES:%.c=$(B)/%.o) $(B)/libcairn.a $(B)/libcairnformat.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
 
 $(B)/tests/%: $(B)/tests/unit/%.o $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
@@ -150,6 +155,7 @@ coverage:
 install: all
 	install -D -m 755 $(B)/cairnd $(DESTDIR)$(SBINDIR)/cairnd
 	install -D -m 755 $(B)/cairnctl $(DESTDIR)$(BINDIR)/cairnctl
+	install -D -m 755 $(B)/cairn-vhost-bench $(DESTDIR)$(BINDIR)/cairn-vhost-bench
 	install -D -m 644 $(GEN)/completion.bash $(DESTDIR)$(COMPLETIONDIR)/cairnctl
 	ln -sf cairnctl $(DESTDIR)$(COMPLETIONDIR)/cairnd
 	$(Q)for page in $(MANPAGES); do \
@@ -160,7 +166,8 @@ install: all
 		> $(DESTDIR)$(UNITDIR)/cairnd.service
 
 uninstall:
-	rm -f $(DESTDIR)$(SBINDIR)/cairnd $(DESTDIR)$(BINDIR)/cairnctl $(DESTDIR)$(UNITDIR)/cairnd.service \
+	rm -f $(DESTDIR)$(SBINDIR)/cairnd $(DESTDIR)$(BINDIR)/cairnctl $(DESTDIR)$(BINDIR)/cairn-vhost-bench \
+		$(DESTDIR)$(UNITDIR)/cairnd.service \
 		$(DESTDIR)$(COMPLETIONDIR)/cairnctl $(DESTDIR)$(COMPLETIONDIR)/cairnd
 	$(Q)for page in $(notdir $(MANPAGES)); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
 
@@ -173,7 +180,7 @@ clean:
 	rm -rf build build-*
 
 help:
-	@echo 'make            build cairnd and cairnctl in build/'
+	@echo 'make            build cairnd, cairnctl and cairn-vhost-bench in build/'
 	@echo 'make start      install what is missing, build, serve a fresh disk from run/'
 	@echo 'make check      install what is missing, build and run every test (SUITES="unit sim")'
 	@echo 'make bench      measure against the peers (BENCH_ARGS=--quick)'
