@@ -144,9 +144,10 @@ fuzz:
 	$(Q)$(MAKE) --no-print-directory CC=clang SAN=fuzzer-no-link,address,undefined fuzzers
 	$(Q)scripts/fuzz build-fuzzer-no-link-address-undefined/fuzz $(FUZZ_SECONDS)
 fuzzers: $(FUZZERS)
+$(B)/fuzz/fuzz_qcow2: $(ENGINE_TEST_OBJECTS)
 $(B)/fuzz/%: $(B)/tests/fuzz/%.o $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
-	$(Q)mkdir -p $(@D) && $(CC) -pthread -fsanitize=fuzzer,address,undefined $(LDFLAGS) $^ $(LIBS) -o $@
+	$(Q)mkdir -p $(@D) && $(CC) -pthread -fsanitize=fuzzer,address,undefined $(LDFLAGS) $(filter %.o,$^) $(filter %.a,$^) $(LIBS) -o $@
 
 coverage:
 	@scripts/deps --coverage

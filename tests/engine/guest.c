@@ -1,7 +1,6 @@
 /*
  * The guest of an image: see world.h.
  */
-#include <check.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +21,7 @@ int guest_open(struct guest *guest, struct world *world, bool backed)
     guest->size = qcow2_size(guest->q);
     guest->model = calloc(1, guest->size + 1);
     guest->unsure = calloc(guest->size / SECTOR + 1, sizeof(bool));
-    ck_assert(guest->model && guest->unsure);
+    must(guest->model && guest->unsure);
     return 0;
 }
 
@@ -30,8 +29,8 @@ void guest_create(struct guest *guest, struct world *world, const struct qcow2_c
 {
     char text[256] = "";
 
-    ck_assert_msg(qcow2_create(&world_io, world, options, text) == 0, "%s", text);
-    ck_assert_int_eq(guest_open(guest, world, options->backing_name != NULL), 0);
+    must(qcow2_create(&world_io, world, options, text) == 0);
+    must(guest_open(guest, world, options->backing_name != NULL) == 0);
     if (guest->backed)
         guest_backing(0, guest->model, guest->size);
 }
@@ -102,7 +101,7 @@ static int guest_write_plan(struct guest *guest, const struct write_plan *plan, 
     uint64_t size = plan->head + plan->length + plan->tail;
     unsigned char *buf = malloc(size);
 
-    ck_assert_ptr_nonnull(buf);
+    must(buf);
     int result = guest_read(guest, plan->guest - plan->head, buf, plan->head);
 
     memcpy(buf + plan->head, data, plan->length);
@@ -150,7 +149,7 @@ int guest_write(struct guest *guest, uint64_t offset, uint64_t length)
 {
     unsigned char *data = malloc(length);
 
-    ck_assert_ptr_nonnull(data);
+    must(data);
     guest->writes++;
     for (uint64_t i = 0; i < length; i++)
         data[i] = (unsigned char)(guest->writes * 7 + (offset + i) / SECTOR);
@@ -165,7 +164,7 @@ int guest_zero(struct guest *guest, uint64_t offset, uint64_t length, bool unmap
 {
     unsigned char *data = calloc(1, length);
 
-    ck_assert_ptr_nonnull(data);
+    must(data);
     world_record(guest->world, RECORD_TOUCH, offset, NULL, length);
     int result = qcow2_write_zeroes(guest->q, offset, length, unmap);
 
@@ -207,7 +206,7 @@ int guest_resize(struct guest *guest, uint64_t size)
         return result;
     guest->model = realloc(guest->model, size + 1);
     guest->unsure = realloc(guest->unsure, (size / SECTOR + 1) * sizeof(bool));
-    ck_assert(guest->model && guest->unsure);
+    must(guest->model && guest->unsure);
     guest->size = size;
     if (size > old) {
         memset(guest->model + old, 0, size - old);

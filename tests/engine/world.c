@@ -3,7 +3,6 @@
  */
 #include "tests/engine/world.h"
 
-#include <check.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,24 +28,24 @@ void world_record(struct world *world, enum record_kind kind, uint64_t offset, c
     if (world->count == world->records_room) {
         world->records_room = world->records_room ? 2 * world->records_room : 256;
         world->records = realloc(world->records, world->records_room * sizeof(*world->records));
-        ck_assert_ptr_nonnull(world->records);
+        must(world->records);
     }
     struct record *record = &world->records[world->count++];
 
     *record = (struct record){.kind = kind, .offset = offset, .size = size};
     if (data) {
         record->data = malloc(size);
-        ck_assert_ptr_nonnull(record->data);
+        must(record->data);
         memcpy(record->data, data, size);
     }
 }
 
 void world_resize(struct world *world, uint64_t size)
 {
-    ck_assert_uint_le(size, WORLD_FILE_MAX);
+    must(size <= WORLD_FILE_MAX);
     if (size > world->room) {
         world->bytes = realloc(world->bytes, size);
-        ck_assert_ptr_nonnull(world->bytes);
+        must(world->bytes);
         world->room = size;
     }
     if (size > world->size)
@@ -138,7 +137,7 @@ static void world_discard(void *opaque, enum format_file file, uint64_t offset, 
     unsigned char *junk = malloc(length);
 
     (void)file;
-    ck_assert_ptr_nonnull(junk);
+    must(junk);
     memset(junk, 0xdd, length);
     if (offset + length <= world->size) {
         memcpy(world->bytes + offset, junk, length);

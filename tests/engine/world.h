@@ -6,7 +6,14 @@
 #ifndef TESTS_ENGINE_WORLD_H
 #define TESTS_ENGINE_WORLD_H
 
+#include <stdio.h>
+#include <stdlib.h>
+
 #include "drivers/format/engine/qcow2.h"
+
+/* Ends the program, a test as well as a fuzzer. */
+#define must(condition) \
+    ((condition) ? (void)0 : (fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition), abort()))
 
 #define WORLD_FILE_MAX (UINT64_C(64) << 20)
 

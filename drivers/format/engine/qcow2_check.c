@@ -55,7 +55,7 @@ static int check_l2(struct check *check, uint64_t offset)
 static int check_l1(struct check *check, uint64_t offset, uint32_t entries)
 {
     struct qcow2 *q = check->q;
-    uint64_t bytes = (uint64_t)entries * 8;
+    uint64_t bytes = (uint64_t)entries * 8, tables = 0;
 
     if (!entries)
         return 0;
@@ -72,7 +72,8 @@ static int check_l1(struct check *check, uint64_t offset, uint32_t entries)
         if (!table)
             continue;
         check_add(check, table, q->geometry.cluster_size);
-        if (table & (q->geometry.cluster_size - 1))
+        /* No table is named twice by one L1 table: more than there are clusters would only cost time. */
+        if (table & (q->geometry.cluster_size - 1) || ++tables > check->clusters)
             check->result->corruptions++;
         else
             result = check_l2(check, table);

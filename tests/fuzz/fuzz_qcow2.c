@@ -1,0 +1,78 @@
+/*
+ * libFuzzer target: the qcow2 engine on damaged images. The first byte chooses
+ * a layout, of which a small image is made; the rest are patches to it, four
+ * bytes of place and eight of content each. Then the image is used.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/engine/world.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static const struct qcow2_create_options fuzz_layouts[] = {
+    {.size = 65536, .version = 3, .cluster_bits = 9, .refcount_order = 4},
+    {.size = 262144, .version = 2, .cluster_bits = 12, .refcount_order = 4, .backing_name = "b",
+     .backing_format = "raw"},
+    {.size = 262144, .version = 3, .cluster_bits = 12, .refcount_order = 1, .lazy_refcounts = true},
+    {.size = 262144, .version = 3, .cluster_bits = 14, .refcount_order = 4, .extended_l2 = true, .zstd = true},
+};
+#define FUZZ_LAYOUTS (sizeof(fuzz_layouts) / sizeof(fuzz_layouts[0]))
+
+static void fuzz_make(struct world *world, const struct qcow2_create_options *options)
+{
+    struct guest guest;
+
+    world_init(world);
+    guest_create(&guest, world, options);
+    for (uint64_t at = 0; at < 65536; at += 8192)
+        guest_write(&guest, at, 4096);
+    guest_close(&guest);
+}
+
+static void fuzz_use(struct guest *guest)
+{
+    static unsigned char buf[2 << 20];
+    struct qcow2_check_result check;
+
+    for (unsigned i = 0; i < 2; i++) {
+        for (uint64_t at = 0; at + 4096 <= guest->size && at < 262144; at += 4096 + 8192 * i) {
+            guest_read(guest, at, buf, 4096);
+            guest_write(guest, at, 1024);
+        }
+        if (guest->size >= 65536) {
+            guest_zero(guest, 0, 16384, i);
+            guest_discard(guest, 32768, 16384);
+        }
+        qcow2_read_compressed(guest->q, 0, buf);
+        guest_flush(guest);
+    }
+    qcow2_check(guest->q, false, &check);
+    if (guest->size <= 1 << 20)
+        guest_resize(guest, 2 << 20);
+    qcow2_finish(guest->q);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct world world;
+    struct guest guest;
+
+    if (size < 1)
+        return 0;
+    fuzz_make(&world, &fuzz_layouts[data[0] % FUZZ_LAYOUTS]);
+    for (size_t at = 1; at + 12 <= size; at += 12) {
+        uint32_t place;
+
+        memcpy(&place, data + at, sizeof(place));
+        memcpy(world.bytes + place % (world.size - 8), data + at + 4, 8);
+    }
+    if (guest_open(&guest, &world, false) == 0) {
+        if (guest.size <= WORLD_FILE_MAX)
+            fuzz_use(&guest);
+        guest_drop(&guest);
+    }
+    world_destroy(&world);
+    return 0;
+}
