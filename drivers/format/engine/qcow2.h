@@ -186,7 +186,8 @@ struct qcow2_check_result {
     uint64_t image_end;          /* bytes: end of the last cluster in use */
 };
 
-/* Compares refcounts with all references; repair: writes what they should be. Nothing else is under way. */
+/* Compares refcounts with all references; repair: writes what they should be. Nothing else is under way. -EPERM for an
+ * image that was opened read-only. */
 int qcow2_check(struct qcow2 *q, bool repair, struct qcow2_check_result *ret);
 
 #endif

@@ -203,6 +203,8 @@ int qcow2_check(struct qcow2 *q, bool repair, struct qcow2_check_result *ret)
     int result;
 
     *ret = (struct qcow2_check_result){0};
+    if (q->settings.read_only)
+        return -EPERM;
     q->io->lock(q->world);
     check.clusters =
         qcow2_align_up(q->io->size(q->world, FORMAT_FILE_IMAGE), q->geometry.cluster_size) >> q->geometry.cluster_bits;
