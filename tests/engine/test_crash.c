@@ -36,6 +36,12 @@ static unsigned long setting(const char *name, unsigned long fallback)
 
 enum action { WRITE_SMALL, WRITE_LARGE, ZERO, ZERO_UNMAP, DISCARD, FLUSH, GROW, SHRINK, REWRITE, ACTION_COUNT };
 
+/* Disks with internal snapshots are not resized. */
+static bool act_resizes(enum action action)
+{
+    return action == GROW || action == SHRINK;
+}
+
 static void act(struct guest *guest, enum action action, uint64_t cluster)
 {
     uint64_t sectors = guest->size / SECTOR, at = random_below((uint32_t)sectors), left = sectors - at;
@@ -136,16 +142,40 @@ static void cut_build(const struct cut *cut, struct world *world, enum loss loss
     }
 }
 
-static void cut_show(const struct world *world, const char *what)
+static void image_save(const struct world *world, const char *path)
 {
-    char command[256], path[128];
-
-    snprintf(path, sizeof(path), "%s/cut.qcow2", folder);
     FILE *file = fopen(path, "wb");
 
     ck_assert_ptr_nonnull(file);
     ck_assert_uint_eq(fwrite(world->bytes, 1, world->size, file), world->size);
     fclose(file);
+}
+
+/* qemu-img makes an internal snapshot: from now on clusters and tables are shared. */
+static void image_snapshot(struct world *world)
+{
+    char command[256], path[128];
+
+    snprintf(path, sizeof(path), "%s/snapshot.qcow2", folder);
+    image_save(world, path);
+    snprintf(command, sizeof(command), "qemu-img snapshot -q -c s %s", path);
+    ck_assert_int_eq(system(command), 0);
+    FILE *file = fopen(path, "rb");
+
+    ck_assert_ptr_nonnull(file);
+    fseek(file, 0, SEEK_END);
+    world_resize(world, (uint64_t)ftell(file));
+    rewind(file);
+    ck_assert_uint_eq(fread(world->bytes, 1, world->size, file), world->size);
+    fclose(file);
+}
+
+static void cut_show(const struct world *world, const char *what)
+{
+    char command[256], path[128];
+
+    snprintf(path, sizeof(path), "%s/cut.qcow2", folder);
+    image_save(world, path);
     snprintf(command, sizeof(command), "qemu-img check -q -f qcow2 %s >/dev/null 2>&1", path);
     int status = system(command);
     int code = WEXITSTATUS(status);
@@ -231,7 +261,7 @@ static const struct qcow2_create_options layouts[] = {
 #define LAYOUTS (sizeof(layouts) / sizeof(layouts[0]))
 
 /* Runs the actions and looks at cuts of them, at every place or at so many. */
-static void crash(unsigned layout, const enum action *actions, unsigned count, unsigned long cuts)
+static void crash(unsigned layout, bool snapshot, const enum action *actions, unsigned count, unsigned long cuts)
 {
     struct qcow2_create_options options = layouts[layout];
     uint64_t cluster = UINT64_C(1) << options.cluster_bits;
@@ -240,11 +270,24 @@ static void crash(unsigned layout, const enum action *actions, unsigned count, u
     char name[96];
 
     options.size = 16 * cluster;
+    /* A refcount of one bit cannot say that a cluster is shared. */
+    snapshot = snapshot && options.refcount_order > 0;
     world_init(&world);
     guest_create(&guest, &world, &options);
     for (unsigned i = 0; i < 3; i++)
         act(&guest, WRITE_SMALL, cluster);
     ck_assert_int_eq(guest_flush(&guest), 0);
+    if (snapshot) {
+        unsigned char *model = malloc(guest.size);
+
+        ck_assert_ptr_nonnull(model);
+        memcpy(model, guest.model, guest.size);
+        guest_close(&guest);
+        image_snapshot(&world);
+        ck_assert_int_eq(guest_open(&guest, &world, options.backing_name != NULL), 0);
+        memcpy(guest.model, model, guest.size);
+        free(model);
+    }
     struct cut cut = {.log = &world, .base_size = world.size, .lazy = options.lazy_refcounts};
     unsigned char *base = malloc(world.size);
 
@@ -253,13 +296,15 @@ static void crash(unsigned layout, const enum action *actions, unsigned count, u
     cut.base = base;
     world.recording = true;
     world_record(&world, RECORD_PROMISE, 0, guest.model, guest.size);
-    for (unsigned i = 0; i < count; i++)
-        act(&guest, actions[i], cluster);
+    for (unsigned i = 0; i < count; i++) {
+        if (!snapshot || !act_resizes(actions[i]))
+            act(&guest, actions[i], cluster);
+    }
     ck_assert_msg(guest_compare(&guest) == UINT64_MAX, "layout %u: reads differ", layout);
     ck_assert_int_eq(qcow2_finish(guest.q), 0);
     world.recording = false;
-    snprintf(name, sizeof(name), "layout %u, actions %d %d %d of %u", layout, (int)actions[0],
-             count > 1 ? (int)actions[1] : -1, count > 2 ? (int)actions[2] : -1, count);
+    snprintf(name, sizeof(name), "layout %u%s, actions %d %d %d of %u", layout, snapshot ? " with a snapshot" : "",
+             (int)actions[0], count > 1 ? (int)actions[1] : -1, count > 2 ? (int)actions[2] : -1, count);
     for (unsigned long i = 0; i < cuts && world.count; i++) {
         cut.end = cuts >= world.count * LOSS_COUNT ? (i / LOSS_COUNT) % (world.count + 1)
                                                    : random_below((uint32_t)world.count + 1);
@@ -278,7 +323,7 @@ START_TEST(crash_short)
     for (unsigned i = 0; i < ACTION_COUNT * ACTION_COUNT * ACTION_COUNT; i++) {
         enum action actions[] = {i % ACTION_COUNT, i / ACTION_COUNT % ACTION_COUNT, i / ACTION_COUNT / ACTION_COUNT};
 
-        crash(random_below(LAYOUTS), actions, 3, cuts);
+        crash(random_below(LAYOUTS), i % 8 == 7, actions, 3, cuts);
     }
 }
 END_TEST
@@ -292,7 +337,7 @@ START_TEST(crash_long)
 
         for (unsigned i = 0; i < 120; i++)
             actions[i] = (enum action)random_below(ACTION_COUNT);
-        crash((unsigned)_i, actions, 120, cuts);
+        crash((unsigned)_i, round % 2, actions, 120, cuts);
     }
 }
 END_TEST
