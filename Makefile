@@ -42,7 +42,7 @@ OBJECTS := $(patsubst %,$(B)/%.o,$(basename $(filter-out daemon/main.c,$(SOURCES
 # Format engines are complete without the rest: tests link them alone.
 ENGINE_OBJECTS := $(patsubst %.c,$(B)/%.o,$(wildcard drivers/format/engine/*.c))
 TOOL_SOURCES := $(wildcard daemon/tools/cairnctl*.c)
-VHOST_BENCH_SOURCES := $(wildcard tests/bench/vhost/*.c)
+VHOST_BENCH_OBJECTS := $(patsubst %.c,$(B)/%.o,$(wildcard tests/bench/vhost/*.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 ENGINE_TESTS := $(patsubst tests/engine/%.c,$(B)/tests/%,$(wildcard tests/engine/test_*.c))
 ENGINE_TEST_OBJECTS := $(patsubst %.c,$(B)/%.o,$(filter-out tests/engine/test_%.c,$(wildcard tests/engine/*.c)))
@@ -103,10 +103,11 @@ $(B)/cairnctl: $(TOOL_SOURCES:%.c=$(B)/%.o) $(B)/libcairn.a $(B)/libcairnformat.
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs libedit) -o $@
 
-$(B)/cairn-vhost-bench: $(VHOST_BENCH_SOURCES:%.c=$(B)/%.o) $(B)/libcairn.a $(B)/libcairnformat.a
+$(B)/cairn-vhost-bench: $(VHOST_BENCH_OBJECTS) $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
 
+$(B)/tests/test_vhost_queue $(B)/tests/test_vhost_verify: $(filter-out %/main.o,$(VHOST_BENCH_OBJECTS))
 $(B)/tests/%: $(B)/tests/unit/%.o $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs check) -o $@

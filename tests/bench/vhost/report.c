@@ -5,9 +5,10 @@
 #include "tests/bench/vhost/bench.h"
 
 static const struct {
-    const char *name;
+    const char *name, *key;
     double part;
-} report_percentiles[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p999", 0.999}};
+} report_percentiles[] = {
+    {"p50", "p50_us", 0.5}, {"p90", "p90_us", 0.9}, {"p99", "p99_us", 0.99}, {"p99.9", "p999_us", 0.999}};
 
 static void report_sum(const struct bench *bench, struct job_result *sum)
 {
@@ -29,7 +30,7 @@ static void report_json(const struct bench *bench, const struct job_result *sum,
            (double)sum->requests / seconds, (double)sum->bytes / seconds / 1048576, (unsigned long long)sum->requests,
            bench->seconds, (unsigned long long)sum->failed, (unsigned long long)sum->verified);
     for (unsigned i = 0; i < array_size(report_percentiles); i++)
-        printf("\"%s_us\": %.2f, ", report_percentiles[i].name,
+        printf("\"%s\": %.2f, ", report_percentiles[i].key,
                measure_percentile(&sum->latency, report_percentiles[i].part));
     printf(
         "\"max_us\": %.2f, \"client_cpu_us\": %.4f, \"server_cpu_us\": %.4f, \"reconnects\": %u, "

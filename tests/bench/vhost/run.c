@@ -5,7 +5,9 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "core/memory.h"
@@ -20,6 +22,7 @@ struct run {
     uint64_t begin, end, restart, give_up;  /* when each of these is due; RUN_NEVER: not at all */
     uint64_t restart_every, counted_from;
     double own_cpu, server_cpu;
+    int signals;                            /* SIGINT and SIGTERM end the load early */
 };
 
 static uint64_t run_ns(double seconds)
@@ -220,27 +223,46 @@ static int run_wait(struct run *run, struct error *err)
     uint64_t now = measure_now(), due = run_due(run);
     uint64_t left = due == RUN_NEVER ? UINT64_MAX : due > now ? due - now : 0;
     struct timespec timeout = {.tv_sec = (time_t)(left / 1000000000u), .tv_nsec = (long)(left % 1000000000u)};
+    struct signalfd_siginfo information;
     struct pollfd ready[] = {{.fd = bench->front.fd, .events = POLLIN},
                              {.fd = bench->front.backend, .events = POLLIN},
                              {.fd = bench->front.broken, .events = POLLIN},
-                             {.fd = bench->load.news, .events = POLLIN}};
+                             {.fd = bench->load.news, .events = POLLIN},
+                             {.fd = run->signals, .events = POLLIN}};
 
-    if (ppoll(ready, 4, due == RUN_NEVER ? NULL : &timeout, NULL) < 0)
+    if (ppoll(ready, array_size(ready), due == RUN_NEVER ? NULL : &timeout, NULL) < 0)
         return errno == EINTR ? 0 : error_set(err, -errno, "poll: %s", strerror(errno));
     uint64_t news;
     if (ready[3].revents && read(bench->load.news, &news, sizeof(news)) < 0 && errno != EAGAIN)
         return error_set(err, -errno, "eventfd: %s", strerror(errno));
+    if (ready[4].revents && read(run->signals, &information, sizeof(information)) > 0 && !bench->load.ending)
+        run->end = now;
     if (ready[0].revents || ready[1].revents || ready[2].revents)
         return run_hear(run, ready, err);
     return 0;
 }
 
+/* Before there are threads, for they are not to be interrupted either. */
+static int run_take_signals(struct run *run, struct error *err)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    run->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return run->signals < 0 ? error_set(err, -errno, "signalfd: %s", strerror(errno)) : 0;
+}
+
 int bench_run(struct bench *bench, struct error *err)
 {
     uint32_t bases[BENCH_QUEUES_MAX];
-    struct run run = {.bench = bench};
+    struct run run = {.bench = bench, .signals = -1};
     int rc = load_create(&bench->load, &bench->options, bench->jobs, err);
 
+    if (rc == 0)
+        rc = run_take_signals(&run, err);
     if (rc == 0)
         rc = load_start(&bench->load, err);
     run_plan(&run);
@@ -250,6 +272,7 @@ int bench_run(struct bench *bench, struct error *err)
             rc = run_step(&run, measure_now(), err);
     }
     load_destroy(&bench->load);
+    close(run.signals);
     run_stop_counting(&run);
     return rc < 0 ? rc : front_stop(&bench->front, bases, err);
 }
