@@ -65,7 +65,8 @@ static enum step delay_map(struct node *node, struct request *req)
     *frame = (struct delay_frame){.timer.expired = delay_expired, .req = req};
     if (delay->jitter_ns)
         ns += delay_random(req, delay->jitter_ns);
-    timer_set(&frame->timer, req->loop, req->loop->now_ns + ns);
+    /* Not from now_ns: a long turn would be taken off the delay. */
+    timer_set(&frame->timer, req->loop, req->loop->ring->ops->now(req->loop->ring) + ns);
     return STEP_HELD;
 }
 
