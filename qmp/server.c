@@ -23,10 +23,10 @@
 #include "core/log.h"
 #include "core/loop.h"
 #include "core/memory.h"
+#include "core/socket.h"
 #include "qmp/connection.h"
 #include "qmp/dispatch.h"
 #include "qmp/event.h"
-#include "qmp/socket.h"
 
 struct listener {
     struct list_link link;

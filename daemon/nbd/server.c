@@ -19,12 +19,12 @@
 #include "core/log.h"
 #include "core/loop.h"
 #include "core/memory.h"
+#include "core/socket.h"
 #include "daemon/nbd/connection.h"
 #include "daemon/nbd/export.h"
 #include "daemon/nbd/handshake.h"
 #include "daemon/nbd/proto.h"
 #include "generated/options.h"
-#include "qmp/socket.h"
 
 /* Unread replies of one client above which its options wait. */
 #define CLIENT_OUTPUT_MAX (256u * 1024)

@@ -1,7 +1,7 @@
 /*
  * Stream sockets from the addresses of the schema: see socket.h.
  */
-#include "qmp/socket.h"
+#include "core/socket.h"
 
 #include <errno.h>
 #include <fcntl.h>

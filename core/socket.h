@@ -2,8 +2,8 @@
  * Stream sockets from the addresses of the schema. Control path; blocks
  * while host names are looked up.
  */
-#ifndef QMP_SOCKET_H
-#define QMP_SOCKET_H
+#ifndef CORE_SOCKET_H
+#define CORE_SOCKET_H
 
 #define SOCKET_LISTEN_MAX 16
 
