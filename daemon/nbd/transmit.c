@@ -331,6 +331,9 @@ static void transmit_skip(struct nbd_input *input)
     uint32_t there = transmit_left(input->chunk);
     uint32_t skip = there < input->skip ? there : (uint32_t)input->skip;
 
+    /* A client may think for so long in the middle of a payload that there is no chunk any more. */
+    if (skip == 0)
+        return;
     input->chunk->start += skip;
     input->skip -= skip;
 }
