@@ -300,6 +300,24 @@ int change_scratch(struct change *change, struct error *err)
     return 0;
 }
 
+/* Parents were looked at before. Set while others may walk here: what comes from a new parent comes after this. */
+static void node_find_uppermost(struct node *node)
+{
+    const struct edge *edge;
+    bool uppermost = true;
+
+    list_for_each(edge, &node->parents, in_child) {
+        const struct node *parent = edge_parent_node_of(edge);
+
+        if (parent && (parent->driver->kind != DRIVER_FILTER || !(parent->flags & NODE_UPPERMOST)))
+            uppermost = false;
+    }
+    if (uppermost)
+        atomic_fetch_or(&node->flags, NODE_UPPERMOST);
+    else
+        atomic_fetch_and(&node->flags, ~(uint32_t)NODE_UPPERMOST);
+}
+
 void change_commit_graph(struct change *change)
 {
     for (unsigned i = 0; i < change->order_count; i++) {
@@ -308,6 +326,7 @@ void change_commit_graph(struct change *change)
 
         list_for_each(edge, &node->parents, in_child)
             edge->have = edge->want;
+        node_find_uppermost(node);
         if (node->next.claimed)
             node->driver->claim(node, &node->next.total, true, NULL);
         node->next.claimed = false;

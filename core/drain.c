@@ -1,7 +1,8 @@
 /*
  * Drain: see drain.h. The main loop asks every loop by message to pause the
- * consumers; each answers when nothing of theirs is in flight there. Plain
- * stores by the main loop in between are ordered by these messages.
+ * consumers, and the nodes below them to let go of what they hold; each answers
+ * when nothing of theirs is in flight there. Plain stores by the main loop in
+ * between are ordered by these messages.
  */
 #include "core/drain.h"
 
@@ -11,6 +12,7 @@
 #include "core/consumer.h"
 #include "core/coroutine.h"
 #include "core/drain_loop.h"
+#include "core/driver.h"
 #include "core/error.h"
 #include "core/loop.h"
 #include "core/memory.h"
@@ -24,7 +26,8 @@ struct drain_loop {
 
 struct drain {
     struct consumer **consumers;
-    unsigned consumer_count, loop_count;
+    struct node **holders;          /* nodes below them that hold requests */
+    unsigned consumer_count, holder_count, loop_count;
     unsigned noisy, paused;         /* loops that have not answered the pause, the resume */
     struct coroutine *waiter;
     struct timer limit;
@@ -70,14 +73,23 @@ void drain_loop_quiet(struct consumer_loop *local)
         loop_post(loop_main, &dl->quiet);
 }
 
+static void drain_quiesce_loop(const struct drain *drain, bool begin)
+{
+    for (unsigned i = 0; i < drain->holder_count; i++)
+        drain->holders[i]->driver->quiesce(drain->holders[i], begin);
+}
+
+/* What holders let go may end at once: it is counted after that. */
 static void drain_pause_loop(struct loop_message *message)
 {
     struct drain_loop *dl = container_of(message, struct drain_loop, ask);
 
+    for (unsigned i = 0; i < dl->drain->consumer_count; i++)
+        dl->drain->consumers[i]->loops[dl->loop->index].paused = true;
+    drain_quiesce_loop(dl->drain, true);
     for (unsigned i = 0; i < dl->drain->consumer_count; i++) {
         struct consumer_loop *local = &dl->drain->consumers[i]->loops[dl->loop->index];
 
-        local->paused = true;
         if (local->inflight) {
             local->drain = dl;
             dl->pending++;
@@ -93,6 +105,7 @@ static void drain_resume_loop(struct loop_message *message)
 
     for (unsigned i = 0; i < dl->drain->consumer_count; i++)
         dl->drain->consumers[i]->loops[dl->loop->index].drain = NULL;
+    drain_quiesce_loop(dl->drain, false);
     for (unsigned i = 0; i < dl->drain->consumer_count; i++)
         consumer_resume_loop(dl->drain->consumers[i], dl->loop);
     loop_post(loop_main, &dl->resumed);
@@ -124,6 +137,35 @@ static int drain_report(const struct drain *drain, uint64_t limit_ns, struct err
                      (unsigned long long)(limit_ns / 1000000));
 }
 
+static void drain_reach(struct node ***nodes, unsigned *count, struct node *node)
+{
+    if (!node || node->next.reached)
+        return;
+    node->next.reached = true;
+    *nodes = memory_grow(*nodes, *count + 1u, sizeof(**nodes));
+    (*nodes)[(*count)++] = node;
+}
+
+/* All that the consumers reach, of which those that hold requests stay. */
+static void drain_find_holders(struct drain *drain)
+{
+    struct node **nodes = NULL;
+    unsigned count = 0;
+
+    for (unsigned i = 0; i < drain->consumer_count; i++)
+        drain_reach(&nodes, &count, drain->consumers[i]->edge.child);
+    for (unsigned done = 0; done < count; done++) {
+        for (unsigned i = 0; i < nodes[done]->child_count; i++)
+            drain_reach(&nodes, &count, nodes[done]->children[i]->child);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        nodes[i]->next.reached = false;
+        if (nodes[i]->driver->quiesce)
+            nodes[drain->holder_count++] = nodes[i];
+    }
+    drain->holders = nodes;
+}
+
 int drain_begin(struct drain **ret, struct consumer *const *consumers, unsigned count, uint64_t limit_ns,
                 struct error *err)
 {
@@ -134,6 +176,7 @@ int drain_begin(struct drain **ret, struct consumer *const *consumers, unsigned 
         memcpy(drain->consumers, consumers, count * sizeof(*consumers));
     drain->consumer_count = count;
     drain->limit.expired = drain_is_late;
+    drain_find_holders(drain);
     for (unsigned i = 0; i < LOOP_MAX && count; i++) {
         if (loop_by_index[i])
             drain->loops[drain->loop_count++] = (struct drain_loop){
@@ -172,5 +215,6 @@ void drain_end(struct drain *drain)
     if (drain->paused)
         drain_wait(drain);
     free(drain->consumers);
+    free(drain->holders);
     free(drain);
 }

@@ -15,6 +15,7 @@
  *   permissions, claim            main loop; must not wait.
  *   map, after                    any loop, several at once; must not wait, allocate or lock.
  *   slow                          any loop, several at once, in a coroutine of that loop; may wait.
+ *   quiesce                       every loop, in a drain; must not wait.
  * Who owns what:
  *   node->state    state_size zeroed bytes, core's memory, the driver's content.
  *   options        belong to core; valid from open() to close(). node->options is always what
@@ -79,6 +80,10 @@ struct driver {
     enum step (*map)(struct node *node, struct request *req);
     enum step (*slow)(struct node *node, struct request *req);
     enum step (*after)(struct node *node, struct request *req, void *scratch);   /* answers DOWN or UP */
+    /* For drivers that hold requests for longer than I/O takes: a drain needs them back. On this loop, from begin
+     * until end nothing is held, and what was held goes on or fails; what comes meanwhile is part of larger units of
+     * work. Optional. */
+    void (*quiesce)(struct node *node, bool begin);
     const struct object_property *properties;   /* of the node's object besides those of all; ends with name == NULL */
 };
 

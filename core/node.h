@@ -28,7 +28,8 @@ enum node_flag {
     NODE_READ_ONLY = 1,
     NODE_CORRUPTED = 2,     /* writes are refused on every path */
     NODE_IMPLICIT = 4,      /* defined inside its parent's options: dies with it */
-    NODE_REMOVED = 8        /* out of the graph, or in a change that takes it out: nobody finds it */
+    NODE_REMOVED = 8,       /* out of the graph, or in a change that takes it out: nobody finds it */
+    NODE_UPPERMOST = 16     /* nothing but filters is above: for what comes here nothing has been looked up */
 };
 
 struct node {
@@ -52,7 +53,7 @@ struct node {
         struct permission total;
         uint32_t scratch;
         uint8_t order;
-        bool claimed, affected;
+        bool claimed, affected, reached;
     } next;
     struct object object;           /* /nodes/<name> */
 };

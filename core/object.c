@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/memory.h"
+#include "core/options.h"
 
 static const struct object_type object_container_type = {.name = "container"};
 
@@ -19,6 +20,8 @@ void object_value_clear(struct object_value *value)
 {
     if (value->kind == OBJECT_STRING)
         free(value->string);
+    if (value->kind == OBJECT_OPTIONS)
+        option_free(value->options.type, value->options.data);
     *value = (struct object_value){0};
 }
 
@@ -147,7 +150,9 @@ int object_set(struct object *object, const char *name, const struct object_valu
         return -ENOENT;
     if (!property->set)
         return error_set(err, -EPERM, "Property '%s.%s' is read-only", object->type->name, name);
-    if (strcmp(property->type, kinds[value->kind]) != 0)
+    const char *kind = value->kind == OBJECT_OPTIONS ? value->options.type->name : kinds[value->kind];
+
+    if (strcmp(property->type, kind) != 0)
         return error_set(err, -EINVAL, "Property '%s.%s' expects a value of type '%s'", object->type->name, name,
                          property->type);
     return property->set(object, value, err);

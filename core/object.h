@@ -14,8 +14,9 @@
 #include "core/list.h"
 
 struct object;
+struct option_type;
 
-enum object_value_kind { OBJECT_BOOL, OBJECT_INT, OBJECT_SIZE, OBJECT_STRING };
+enum object_value_kind { OBJECT_BOOL, OBJECT_INT, OBJECT_SIZE, OBJECT_STRING, OBJECT_OPTIONS };
 
 struct object_value {
     enum object_value_kind kind;
@@ -23,7 +24,11 @@ struct object_value {
         bool boolean;
         int64_t integer;
         uint64_t size;
-        char *string;           /* owned by whoever holds the value */
+        char *string;           /* owned by whoever holds the value, as options.data */
+        struct {
+            const struct option_type *type;
+            void *data;
+        } options;
     };
 };
 
@@ -31,7 +36,7 @@ void object_value_clear(struct object_value *value);
 
 struct object_property {
     const char *name;
-    const char *type;           /* as qom-list shows it: "bool", "int", "uint64", "string" */
+    const char *type;           /* as qom-list shows it: "bool", "int", "uint64", "string", or the name of an option type */
     int (*get)(const struct object *object, struct object_value *ret, struct error *err);
     int (*set)(struct object *object, const struct object_value *value, struct error *err);     /* NULL: read-only */
 };

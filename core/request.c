@@ -20,6 +20,7 @@
 #include "generated/options.h"
 
 #define REQUEST_REPORT_NS 100000000u
+#define REQUEST_NO_EPOCH 2
 
 int extent_add(struct extent_list *list, uint64_t length, uint32_t flags)
 {
@@ -156,4 +157,18 @@ void request_walk(struct request *req, enum step step)
 void request_resume(struct request *req, enum step step)
 {
     request_walk(req, step);
+}
+
+void request_park(struct request *req, const struct node *node)
+{
+    if (!req->consumer || !(atomic_load_explicit(&node->flags, memory_order_relaxed) & NODE_UPPERMOST))
+        return;
+    loop_unit_end(req->loop, req->epoch);
+    req->epoch = REQUEST_NO_EPOCH;
+}
+
+void request_unpark(struct request *req)
+{
+    if (req->consumer && req->epoch == REQUEST_NO_EPOCH)
+        req->epoch = loop_unit_begin(req->loop);
 }

@@ -141,6 +141,13 @@ void request_detect_zeroes(struct request *req, bool unmap);
 /* Continues the walk of a request that was STEP_HELD, on its own loop. */
 void request_resume(struct request *req, enum step step);
 
+/*
+ * For who holds a request at node for long: a grace period (grace.h) need not wait for it, if it has not been on its
+ * way to anything yet. From map() only; request_unpark() before it goes on.
+ */
+void request_park(struct request *req, const struct node *node);
+void request_unpark(struct request *req);
+
 /* The walk itself: core and tests only. */
 void request_walk(struct request *req, enum step step);
 

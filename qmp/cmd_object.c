@@ -12,10 +12,12 @@
 #include "core/list.h"
 #include "core/memory.h"
 #include "core/object.h"
+#include "drivers/filter/throttle_group.h"
 #include "generated/commands.h"
 #include "generated/options.h"
 #include "qmp/cmd_graph.h"
 #include "qmp/json_build.h"
+#include "qmp/option_json.h"
 
 /*
  * Objects come, go and are set while no change is under way: a drain counts
@@ -39,6 +41,8 @@ static int object_add(const void *opaque, struct error *err)
     switch (args->qom_type) {
     case OBJECT_QOM_TYPE_IOTHREAD:
         return iothread_add(args->id, &args->u.iothread, err);
+    case OBJECT_QOM_TYPE_THROTTLE_GROUP:
+        return throttle_group_add(args->id, &args->u.throttle_group, err);
     }
     return error_set(err, -EINVAL, "Parameter 'qom-type' does not accept this value");
 }
@@ -138,6 +142,8 @@ static struct json_object *qom_to_json(const struct object_value *value)
         return json_object_new_uint64(value->size);
     case OBJECT_STRING:
         return json_object_new_string(value->string ? value->string : "");
+    case OBJECT_OPTIONS:
+        return option_to_json(value->options.type, value->options.data);
     }
     return NULL;
 }
@@ -196,18 +202,19 @@ static const struct qom_type {
     const char *name, *expected;
     enum json_type json;
     enum object_value_kind kind;
+    const struct option_type *options;
 } qom_types[] = {
-    {"bool", "boolean", json_type_boolean, OBJECT_BOOL},
-    {"int", "integer", json_type_int, OBJECT_INT},
-    {"uint64", "integer", json_type_int, OBJECT_SIZE},
-    {"string", "string", json_type_string, OBJECT_STRING},
+    {"bool", "boolean", json_type_boolean, OBJECT_BOOL, NULL},
+    {"int", "integer", json_type_int, OBJECT_INT, NULL},
+    {"uint64", "integer", json_type_int, OBJECT_SIZE, NULL},
+    {"throttle-limits", "object", json_type_object, OBJECT_OPTIONS, &throttle_limits_type},
+    {"string", "string", json_type_string, OBJECT_STRING, NULL},
 };
 
 static int qom_from_json(const struct object_property *property, struct json_object *json, struct object_value *ret,
                          struct error *err)
 {
     const struct qom_type *type = qom_types;
-
     while (type < qom_types + array_size(qom_types) - 1 && strcmp(type->name, property->type))
         type++;
     if (!json_object_is_type(json, type->json))
@@ -234,6 +241,9 @@ static int qom_from_json(const struct object_property *property, struct json_obj
     case OBJECT_STRING:
         ret->string = memory_string(json_object_get_string(json));
         break;
+    case OBJECT_OPTIONS:
+        ret->options.type = type->options;
+        return option_parse_json(type->options, json, property->name, 0, &ret->options.data, err);
     }
     return 0;
 }

@@ -93,5 +93,67 @@ class Simple(Filters):
         self.assertNotIn("Sanitizer", self.end(daemon))
 
 
+class Throttle(Filters):
+    THROTTLED = {"driver": "throttle", "node-name": "disk", "throttle-group": "slow",
+                 "file": {"driver": "null-co", "size": MIB}}
+    # The first request passes, and no other for a long time.
+    SLOW = "throttle-group,id=slow,limits.bps-read=1"
+
+    def held(self, count=16):
+        """A client with requests of which one was answered and the others are held."""
+        client = self.client()
+        cookies = {client.request(READ, 0, 4096) for _ in range(count)}
+        cookies.remove(client.reply(READ, 4096)[0])
+        return client, cookies
+
+    def test_limits_live(self):
+        daemon = self.daemon(self.THROTTLED, options=("--object", self.SLOW))
+        client, cookies = self.held()
+        client.do(WRITE, 0, 512, data=bytes(512))       # no limit for writes
+        limits = self.ask("qom-get", "path=/objects/slow", "property=limits")
+        self.assertEqual((limits["bps-read"], limits["bps-total"]), (1, 0))
+        failed = self.cairnctl("qom-set", "path=/objects/slow", "property=limits", 'value={"iops-read-max": 5}')
+        self.assertIn("iops-read-max=5 needs iops-read", failed.stderr)
+        failed = self.cairnctl("qom-set", "path=/objects/slow", "property=limits", 'value={"iops": 5}')
+        self.assertIn("iops", failed.stderr)
+        self.ask("qom-set", "path=/objects/slow", "property=limits", 'value={"bps-read": 0, "iops-write": 7}')
+        while cookies:
+            cookies.remove(client.reply(READ, 4096)[0])
+        limits = self.ask("qom-get", "path=slow", "property=limits")
+        self.assertEqual((limits["bps-read"], limits["iops-write"]), (0, 7))
+        self.end(daemon)
+
+    def test_group_and_its_users(self):
+        daemon = self.daemon(self.THROTTLED, options=("--object", self.SLOW))
+        self.assertIn("in use", self.cairnctl("object-del", "id=slow").stderr)
+        failed = self.cairnctl("blockdev-add", json.dumps({**self.THROTTLED, "node-name": "x", "throttle-group": "no"}))
+        self.assertIn("Throttle group 'no' does not exist", failed.stderr)
+        failed = self.cairnctl("object-add", "qom-type=throttle-group", "id=bad", "limits.iops-size=5")
+        self.assertIn("iops-size=5", failed.stderr)
+        self.ask("block-export-del", "id=disk")
+        self.ask("blockdev-del", "node-name=disk")
+        self.ask("object-del", "id=slow")
+        self.end(daemon)
+
+    def test_nothing_waits_for_what_is_held(self):
+        daemon = self.daemon(self.THROTTLED, options=("--object", self.SLOW))
+        client, cookies = self.held()
+        gone = self.client()
+        gone.request(READ, 0, 4096)
+        gone.close()
+        # A change drains the disk: all that was held goes on, as a part of it.
+        self.ask("block_resize", "node-name=disk", f"size={2 * MIB}")
+        while cookies:
+            cookies.remove(client.reply(READ, 4096)[0])
+        client.request(READ, 0, 4096)
+        self.ask("block-export-del", "id=disk", "mode=hard")
+        self.end(daemon)
+
+    def test_ends_with_requests_held(self):
+        daemon = self.daemon(self.THROTTLED, options=("--object", self.SLOW))
+        self.held()
+        self.end(daemon)
+
+
 if __name__ == "__main__":
     unittest.main()
