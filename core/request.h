@@ -45,8 +45,9 @@ enum request_flag {
     REQ_MAY_UNMAP = 2,      /* write-zeroes may leave a hole */
     REQ_FAST_ONLY = 4,      /* write-zeroes: -ENOTSUP if it is not faster than writing */
     REQ_UNCHANGED = 8,      /* nobody can notice this write: copy-on-read, stream */
-    REQ_COMPRESSED = 16,
-    REQ_FILL = 32,          /* write only where the format has nothing allocated */
+    REQ_COMPRESSED = 16,    /* write compressed what gets smaller; parts of clusters are read and compressed whole */
+    REQ_FILL = 32,          /* write only where the format has nothing allocated; what is copied from below it. Zeroes
+                             * of a guest count as something only if there is a node below */
     REQ_BOUNCED = 64        /* a hint on the way up: memory aligned to BUFFER_ALIGN would have saved a copy */
 };
 

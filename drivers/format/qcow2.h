@@ -1,7 +1,7 @@
 /*
  * qcow2 as a driver: what qcow2.c (answers at once), qcow2_run.c (what waits),
- * qcow2_io.c (what the engine asks of the world), qcow2_unpack.c (compressed
- * clusters), qcow2_open.c (open, options, end), qcow2_backing.c (the file that
+ * qcow2_io.c (what the engine asks of the world), qcow2_unpack.c and qcow2_pack.c
+ * (compressed clusters), qcow2_open.c (open, options, end), qcow2_backing.c (the file that
  * an image names) and qcow2_stats.c share. Where data is, the
  * engine says (engine/qcow2.h); data goes between the client's memory and the
  * file, and never through the engine.
@@ -77,6 +77,15 @@ enum step disk_slow(struct node *node, struct request *req);
 /* Where the guest's data is; the table is brought into memory if need be. */
 int disk_ask(struct disk *disk, uint64_t offset, uint64_t length, struct mapping *map);
 
+/* For who holds the range of whole clusters: a buffer instead of an iovec; and a write, REQ_FILL is honoured. */
+int disk_read_buffer(struct disk *disk, uint64_t offset, void *buf, uint64_t size);
+int disk_write_held(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count, uint64_t size,
+                    uint32_t flags);
+void disk_hold(struct disk *disk, struct range_hold *hold, uint64_t offset, uint64_t length);
+
+/* qcow2_pack.c: a write whose clusters are compressed, in a coroutine. */
+int disk_write_compressed(struct disk *disk, const struct request *req);
+
 /* The range reads as zeroes from now on; flags are those of the request. */
 int disk_write_zeroes(struct disk *disk, uint64_t offset, uint64_t length, uint32_t flags);
 
@@ -90,6 +99,8 @@ int disk_flush_file(struct disk *disk, enum format_file file);
 /* qcow2_unpack.c. Copies [offset, offset + size), a part of one compressed cluster, into iov. -EAGAIN: it is not
  * compressed any more. */
 int disk_unpack(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count, uint64_t size);
+/* The whole cluster gets this content, compressed; the caller holds its range. -E2BIG: it does not get smaller. */
+int disk_pack(struct disk *disk, uint64_t cluster, const void *data);
 void disk_unpack_init(struct disk *disk);
 void disk_unpack_forget(struct disk *disk); /* while alone */
 void disk_unpack_destroy(struct disk *disk);

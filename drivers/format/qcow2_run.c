@@ -228,7 +228,7 @@ struct run_edges {
     const char *head, *tail;        /* NULL: zeroes */
 };
 
-static int edges_read_one(struct disk *disk, void *buf, uint64_t offset, uint64_t size)
+int disk_read_buffer(struct disk *disk, uint64_t offset, void *buf, uint64_t size)
 {
     struct iovec iov = {.iov_base = buf, .iov_len = size};
 
@@ -245,15 +245,15 @@ static int edges_read(struct disk *disk, const struct write_plan *plan, struct r
         edges->head_buf = disk_buffer_get(disk);
         edges->head = edges->head_buf;
         edges->tail = edges->head + plan->head + plan->length;
-        return edges_read_one(disk, edges->head_buf, plan->guest - plan->head, whole);
+        return disk_read_buffer(disk, plan->guest - plan->head, edges->head_buf, whole);
     }
     if (plan->head) {
         edges->head = edges->head_buf = disk_buffer_get(disk);
-        result = edges_read_one(disk, edges->head_buf, plan->guest - plan->head, plan->head);
+        result = disk_read_buffer(disk, plan->guest - plan->head, edges->head_buf, plan->head);
     }
     if (plan->tail && result == 0) {
         edges->tail = edges->tail_buf = disk_buffer_get(disk);
-        result = edges_read_one(disk, edges->tail_buf, plan->guest + plan->length, plan->tail);
+        result = disk_read_buffer(disk, plan->guest + plan->length, edges->tail_buf, plan->tail);
     }
     return result;
 }
@@ -322,26 +322,35 @@ static int write_parts(struct disk *disk, uint64_t offset, struct run_data data,
     return result < 0 ? result : other;
 }
 
-static void run_lock(struct disk *disk, struct range_hold *hold, uint64_t offset, uint64_t length)
+void disk_hold(struct disk *disk, struct range_hold *hold, uint64_t offset, uint64_t length)
 {
     uint64_t mask = disk->cluster_size - 1, start = offset & ~mask;
 
     range_lock_take(&disk->changing, hold, start, ((offset + length + mask) & ~mask) - start);
 }
 
-static int disk_write(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count, uint64_t size,
-                      uint32_t flags)
+int disk_write_held(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count, uint64_t size,
+                    uint32_t flags)
 {
     struct run_data data = {.iov = iov, .count = count};
-    struct range_hold hold;
     uint64_t done = 0;
     int result = 0;
 
-    run_lock(disk, &hold, offset, size);
     while (done < size && result == 0) {
         data.skip = done;
         result = write_parts(disk, offset + done, data, size - done, flags & REQ_FILL, &done);
     }
+    return result;
+}
+
+static int disk_write(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count, uint64_t size,
+                      uint32_t flags)
+{
+    struct range_hold hold;
+
+    disk_hold(disk, &hold, offset, size);
+    int result = disk_write_held(disk, offset, iov, count, size, flags);
+
     range_lock_release(&disk->changing, &hold);
     return result;
 }
@@ -364,6 +373,9 @@ static int run_read(struct disk *disk, const struct request *req)
 static int run_write(struct disk *disk, const struct request *req)
 {
     struct mapping map;
+
+    if (req->flags & REQ_COMPRESSED)
+        return disk_write_compressed(disk, req);
     int result = disk_ask(disk, req->offset, req->length, &map);
 
     if (result < 0)
@@ -444,7 +456,7 @@ int disk_write_zeroes(struct disk *disk, uint64_t offset, uint64_t length, uint3
 
     if (!run_whole_granules(disk, &start, &end))
         return zero_write(disk, offset, length);
-    run_lock(disk, &hold, start, end - start);
+    disk_hold(disk, &hold, start, end - start);
     int result = zero_data_file(disk, start, end - start, flags);
 
     if (result == 0)
@@ -464,7 +476,7 @@ static int run_discard(struct disk *disk, const struct request *req)
 
     if (!run_whole_granules(disk, &start, &end))
         return 0;
-    run_lock(disk, &hold, start, end - start);
+    disk_hold(disk, &hold, start, end - start);
     int result = zero_data_file(disk, start, end - start, REQ_MAY_UNMAP);
 
     if (result == 0)

@@ -1,10 +1,11 @@
 /*
- * qcow2: reads from compressed clusters. The last few clusters that were
+ * qcow2: compressed clusters. The last few clusters that were
  * decompressed are kept, since clients read less than a cluster at a time.
  * Readers of one cluster wait for the one who decompresses it.
  *
- * A compressed cluster never changes its content while it stays compressed,
- * so a kept one is right as long as the engine calls the place compressed.
+ * A kept one is right as long as the engine calls the place compressed: who
+ * gives a cluster new content in compressed form forgets the old one, while
+ * nobody reads it.
  */
 #include <errno.h>
 
@@ -120,6 +121,28 @@ int disk_unpack(struct disk *disk, uint64_t offset, const struct iovec *iov, uns
     range_lock_take(&disk->unpacked->loading, &hold, cluster, disk->cluster_size);
     int result = unpack_held(disk, cluster, offset, iov, count, size);
 
+    range_lock_release(&disk->unpacked->loading, &hold);
+    return result;
+}
+
+static void unpacked_forget(struct disk_unpacked *unpacked, uint64_t cluster)
+{
+    pthread_mutex_lock(&unpacked->guard);
+    for (unsigned i = 0; i < UNPACKED_SLOTS; i++) {
+        if (unpacked->slots[i].cluster == cluster)
+            unpacked->slots[i].cluster = UNPACKED_NONE;
+    }
+    pthread_mutex_unlock(&unpacked->guard);
+}
+
+int disk_pack(struct disk *disk, uint64_t cluster, const void *data)
+{
+    struct range_hold hold;
+
+    range_lock_take(&disk->unpacked->loading, &hold, cluster, disk->cluster_size);
+    int result = qcow2_write_compressed(disk->engine, cluster, data);
+
+    unpacked_forget(disk->unpacked, cluster);
     range_lock_release(&disk->unpacked->loading, &hold);
     return result;
 }

@@ -34,7 +34,19 @@ static unsigned long setting(const char *name, unsigned long fallback)
 
 /* --- Workloads --- */
 
-enum action { WRITE_SMALL, WRITE_LARGE, ZERO, ZERO_UNMAP, DISCARD, FLUSH, GROW, SHRINK, REWRITE, ACTION_COUNT };
+enum action {
+    WRITE_SMALL,
+    WRITE_LARGE,
+    ZERO,
+    ZERO_UNMAP,
+    DISCARD,
+    FLUSH,
+    GROW,
+    SHRINK,
+    REWRITE,
+    COMPRESS,
+    ACTION_COUNT
+};
 
 /* Disks with internal snapshots are not resized. */
 static bool act_resizes(enum action action)
@@ -58,6 +70,9 @@ static void act(struct guest *guest, enum action action, uint64_t cluster)
         break;
     case WRITE_LARGE:
         ck_assert_int_eq(guest_write(guest, start + SECTOR < guest->size ? start : 0, length), 0);
+        break;
+    case COMPRESS:
+        ck_assert_int_eq(guest_compress(guest, start, 2 * cluster), 0);
         break;
     case ZERO:
     case ZERO_UNMAP:
@@ -248,7 +263,7 @@ static const struct qcow2_create_options layouts[] = {
     {.version = 2, .cluster_bits = 9, .refcount_order = 4},
     {.version = 3, .cluster_bits = 9, .refcount_order = 6, .backing_name = "b", .backing_format = "raw"},
     {.version = 3, .cluster_bits = 12, .refcount_order = 0},
-    {.version = 3, .cluster_bits = 12, .refcount_order = 4, .lazy_refcounts = true},
+    {.version = 3, .cluster_bits = 12, .refcount_order = 4, .lazy_refcounts = true, .zstd = true},
     {.version = 2, .cluster_bits = 12, .refcount_order = 4, .backing_name = "b", .backing_format = "raw"},
     {.version = 3, .cluster_bits = 14, .refcount_order = 4, .extended_l2 = true},
     {.version = 3,

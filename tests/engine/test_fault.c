@@ -23,7 +23,7 @@ static const struct qcow2_create_options layouts[] = {
     {.version = 3, .cluster_bits = 9, .refcount_order = 4},
     {.version = 2, .cluster_bits = 9, .refcount_order = 4, .backing_name = "b", .backing_format = "raw"},
     {.version = 3, .cluster_bits = 9, .refcount_order = 6},
-    {.version = 3, .cluster_bits = 12, .refcount_order = 4, .lazy_refcounts = true},
+    {.version = 3, .cluster_bits = 12, .refcount_order = 1, .lazy_refcounts = true, .zstd = true},
     {.version = 3,
      .cluster_bits = 14,
      .refcount_order = 4,
@@ -46,6 +46,9 @@ static unsigned work(struct guest *guest)
     failed += guest_zero(guest, 2 * cluster, cluster, true) < 0;
     failed += guest_discard(guest, 3 * cluster, cluster) < 0;
     failed += guest_flush(guest) < 0;
+    failed += guest_compress(guest, 10 * cluster, 3 * cluster) < 0;
+    failed += guest_compress(guest, 11 * cluster, cluster) < 0;
+    failed += guest_write(guest, 12 * cluster, SECTOR) < 0;
     failed += guest_write(guest, 70 * cluster, 2 * cluster) < 0;
     failed += guest_zero(guest, 4 * cluster, cluster, false) < 0;
     failed += guest_resize(guest, guest->size + 70 * cluster) < 0;

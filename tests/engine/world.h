@@ -73,6 +73,8 @@ void guest_close(struct guest *guest); /* finishes too; a failure of that is ign
 void guest_drop(struct guest *guest);  /* as if killed */
 
 int guest_write(struct guest *guest, uint64_t offset, uint64_t length);
+/* Whole clusters, compressed if that makes them smaller. */
+int guest_compress(struct guest *guest, uint64_t offset, uint64_t length);
 int guest_zero(struct guest *guest, uint64_t offset, uint64_t length, bool unmap);
 int guest_discard(struct guest *guest, uint64_t offset, uint64_t length);
 int guest_flush(struct guest *guest);

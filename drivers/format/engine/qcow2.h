@@ -9,7 +9,7 @@
  *   plans      qcow2_write_begin() ... data I/O by the caller ... qcow2_write_end().
  *
  * What callers promise: between qcow2_write_begin() and the return of
- * qcow2_write_end(), and during qcow2_discard() and qcow2_write_zeroes(), no other
+ * qcow2_write_end(), and during qcow2_discard(), qcow2_write_zeroes() and qcow2_write_compressed(), no other
  * of these calls works on the same clusters (a range lock on
  * qcow2_granule() does it). Writes in place, to a mapping with `copied`, need no
  * lock.
@@ -128,6 +128,11 @@ int qcow2_load(struct qcow2 *q, uint64_t offset, uint64_t length, struct mapping
 /* The content of the compressed cluster that holds offset, decompressed into buf (cluster_size bytes). -EIO if it
  * is damaged; -EAGAIN if it is not compressed (any more). */
 int qcow2_read_compressed(struct qcow2 *q, uint64_t offset, void *buf);
+
+/* The cluster at offset gets this content (cluster_size bytes; what lies behind the end of the disk is zeroes),
+ * compressed. -E2BIG: it does not get smaller, write it as it is; -ENOTSUP: the image has a data file, which cannot
+ * hold such clusters. */
+int qcow2_write_compressed(struct qcow2 *q, uint64_t offset, const void *data);
 
 /* The range, whole granules (or to the end of the disk), has no content any more: reads give zeroes. */
 int qcow2_discard(struct qcow2 *q, uint64_t offset, uint64_t length);

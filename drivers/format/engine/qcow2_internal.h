@@ -142,6 +142,7 @@ struct qcow2 {
         uint64_t *table; /* CPU's byte order: offsets of blocks */
         uint64_t table_entries;
         uint64_t free_hint; /* no free cluster lies before it */
+        uint64_t packed;    /* bytes: where the next compressed cluster may begin; a cluster's begin: nowhere */
         uint64_t virgin;    /* bytes: from here on the file was never written and reads as zeroes */
         uint64_t file_size; /* bytes the file is known to reach */
         bool grown;         /* further than it was found */

@@ -89,6 +89,8 @@ static int refcount_change(struct qcow2 *q, uint64_t cluster, int delta)
     cache_set_dirty(&q->refcounts, slot);
     if (value == 0 && cluster < q->alloc.free_hint)
         q->alloc.free_hint = cluster;
+    if (value == 0 && cluster == q->alloc.packed >> q->geometry.cluster_bits)
+        q->alloc.packed = 0;
     return 0;
 }
 
