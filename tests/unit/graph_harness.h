@@ -24,8 +24,10 @@ static struct node *graph_try(const char *text, struct error *err)
             file ? file + 2 : "");
     for (char *c = json_text; *c; c++)
         *c = *c == '\'' ? '"' : *c;
-    struct json_object *json = json_tokener_parse(json_text);
+    struct json_tokener *tokener = json_tokener_new_ex(OPTION_DEPTH_MAX);
+    struct json_object *json = json_tokener_parse_ex(tokener, json_text, -1);
 
+    json_tokener_free(tokener);
     ck_assert_msg(json != NULL, "%s", json_text);
     int result = option_parse_json(&node_options_type, json, "", 0, &options, err);
 

@@ -39,7 +39,7 @@ static void run_entry(void *arg)
     test_loop->stop = true;
 }
 
-static void run_on(enum loop_ring ring, void (*body)(void))
+__attribute__((unused)) static void run_on(enum loop_ring ring, void (*body)(void))
 {
     AUTO_ERROR struct error err = {0};
 
