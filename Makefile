@@ -37,7 +37,7 @@ FORMAT_LIBS = $(shell $(PKG_CONFIG) --libs zlib libzstd)
 
 GEN := $(B)/generated
 GEN_SOURCES := $(addprefix $(GEN)/,options.c commands.c driver_table.c introspect.c)
-SOURCES := $(wildcard core/*.c core/*.S drivers/*/*.c qmp/*.c daemon/*.c daemon/nbd/*.c)
+SOURCES := $(wildcard core/*.c core/*.S drivers/*/*.c qmp/*.c daemon/*.c daemon/nbd/*.c daemon/vhost_user/*.c)
 OBJECTS := $(patsubst %,$(B)/%.o,$(basename $(filter-out daemon/main.c,$(SOURCES)))) $(GEN_SOURCES:.c=.o)
 # Format engines are complete without the rest: tests link them alone.
 ENGINE_OBJECTS := $(patsubst %.c,$(B)/%.o,$(wildcard drivers/format/engine/*.c))

@@ -113,15 +113,18 @@ void poller_heat(struct poller *poller)
         list_append(&poller->loop->hot, &poller->link);
 }
 
-static void poller_cool(struct poller *poller)
+static bool poller_cool(struct poller *poller)
 {
     struct ring *ring = poller->loop->ring;
 
+    if (poller->arm && !poller->arm(poller))
+        return false;
     list_remove(&poller->link);
     if (!poller->armed) {
         poller->armed = true;
         ring->ops->poll(ring, &poller->op, poller->fd, POLLIN);
     }
+    return true;
 }
 
 void poller_remove(struct poller *poller, void (*removed)(struct poller *poller))
@@ -157,18 +160,22 @@ static bool loop_run_pollers(struct loop *loop)
         /* poll() may end with the poller freed, and then it says true. */
         if (poller->poll(poller))
             any = true;
-        else if ((poller->empty = empty + 1) >= POLLER_EMPTY_MAX && list_is_linked(&poller->link))
+        else if (!poller->arm && (poller->empty = empty + 1) >= POLLER_EMPTY_MAX && list_is_linked(&poller->link))
             poller_cool(poller);
     }
     return any;
 }
 
-static void loop_cool_pollers(struct loop *loop)
+/* False if one of them has work. */
+static bool loop_cool_pollers(struct loop *loop)
 {
     struct poller *poller;
 
-    while ((poller = list_first(&loop->hot, struct poller, link)))
-        poller_cool(poller);
+    while ((poller = list_first(&loop->hot, struct poller, link))) {
+        if (!poller_cool(poller))
+            return false;
+    }
+    return true;
 }
 
 /* Hooks. */
@@ -229,7 +236,8 @@ static void loop_sleep(struct loop *loop)
 {
     struct ring *ring = loop->ring;
 
-    loop_cool_pollers(loop);
+    if (!loop_cool_pollers(loop))
+        return;
     /* In libevent nothing is submitted while asleep. */
     if (loop->events && ring->ops->reap(ring))
         return;

@@ -66,6 +66,9 @@ struct poller {
     bool armed;                                 /* op is in the ring */
     uint8_t empty;                              /* turns in a row without work */
     bool (*poll)(struct poller *poller);
+    /* Optional, for work that shows up in memory: asks the other side to make fd ready from now on. False if there is
+     * work already: then the poller stays hot. With it, to be asked is cheap: it stays hot as long as the loop is awake. */
+    bool (*arm)(struct poller *poller);
     void (*removed)(struct poller *poller);     /* set while poller_remove() waits for op */
     struct ring_op op;
 };

@@ -1,0 +1,147 @@
+#!/usr/bin/python3
+"""vhost-user-blk exports, under cairn-vhost-bench."""
+import os
+import sys
+import time
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import programs
+from programs import wait_until
+from vhost_client import MIX, VhostTest as _VhostTest
+
+MIB = 1 << 20
+# Requests of each load; the full proof is CAIRN_VHOST_COUNT=10000000.
+COUNT = os.environ.get("CAIRN_VHOST_COUNT", "2000")
+
+LOADS = [
+    "",
+    "--size 512-32768 --segments 4",
+    "--size 512-8192 --segments 8 --cut --queues 3 --threads 2",
+    "--size 512-8192 --segments 6 --cut --direct --depth 30",
+    "--no-event-idx --queues 2",
+    "--direct --poll --queues 4",
+    "--poll --no-event-idx --depth 4",
+    "--sequential --size 65536 --depth 8",
+    "--queues 4 --restarts 5",
+    "--direct --regions 5 --size 512 --depth 8",
+    "--regions 7 --cut --segments 5 --size 512-8192",
+    "--queue-size 1024 --depth 1000 --size 512",
+    "--queues 33 --depth 4 --threads 2 --size 512",
+]
+
+
+class VhostTest(_VhostTest):
+    OPTIONS = "num-queues=40,iothreads.0=t0,iothreads.1=t1,iothreads.2=t2,iothreads.3=t3"
+
+    def serve_export(self, node="driver=file,node-name=d,filename=disk,discard=unmap", options="writable=on"):
+        threads = [word for i in range(4) for word in ("--object", f"iothread,id=t{i}")]
+        self.daemon = self.serve("--blockdev", node, *threads, "--export",
+                                 f"vhost-user-blk,id=e,addr.type=unix,addr.path=vhost,node-name=d,{options},"
+                                 f"{self.OPTIONS}")
+        return self.daemon
+
+    def wait_for_front_end(self):
+        wait_until(lambda: self.ask("qom-get", "path=/exports/e", "property=clients") == 1, "the front end")
+
+    def start_load(self, *options):
+        load = self.start_bench("--seconds=60", *options)
+        self.wait_for_front_end()
+        time.sleep(0.3)     # it is negotiating
+        return load
+
+    def setUp(self):
+        super().setUp()
+        self.daemon = None
+        with open(self.path("disk"), "wb") as disk:
+            disk.truncate(64 * MIB)
+
+    def tearDown(self):
+        if self.daemon and self.daemon.poll() is None:
+            self.assert_clean(self.end(self.daemon))
+
+    def assert_clean(self, said):
+        for sign in ("AddressSanitizer", "ThreadSanitizer", "LeakSanitizer", "runtime error"):
+            self.assertNotIn(sign, said)
+
+
+class Loads(VhostTest):
+    def test_loads(self):
+        self.serve_export()
+        for load in LOADS:
+            with self.subTest(load):
+                result = self.bench("--verify", "--count", COUNT, *MIX.split(), *load.split())
+                self.assertEqual(result["requests"], int(COUNT))
+                self.assertGreater(result["verified_blocks"], 1000)
+
+    def test_read_only(self):
+        self.serve_export(options="writable=off")
+        self.bench("--count=500", "--mix=read,get-id")
+        self.bench_fails("the disk is read-only", "--count=500", "--mix=write")
+
+    def test_sleeps_when_idle(self):
+        self.serve_export()
+        load = self.start_bench("--count=1", "--mix=read")
+        load.communicate(timeout=programs.PATIENCE)
+
+        def ticks():
+            with open(f"/proc/{self.daemon.pid}/stat", encoding="ascii") as stat:
+                fields = stat.read().rsplit(")", 1)[1].split()
+            return int(fields[11]) + int(fields[12])
+        wait_until(lambda: (before := ticks(), time.sleep(0.5), ticks() == before)[-1], "an idle daemon")
+
+
+class Life(VhostTest):
+    def test_one_front_end_at_a_time(self):
+        self.serve_export()
+        load = self.start_load("--queues=4")
+        self.bench_fails("", "--count=10")    # however the refusal shows
+        load.terminate()
+        _, said = load.communicate(timeout=programs.PATIENCE)
+        self.assertEqual(load.returncode, 0, said)
+        self.bench("--count=100")
+        self.assertIn("another one is refused", self.end(self.daemon))
+
+    def test_export_deleted_and_added_under_load(self):
+        self.serve_export()
+        load = self.start_load("--queues=4", "--reconnect=30", "--verify", "--mix=read,write")
+        self.assert_fails(self.cairnctl("block-export-del", "id=e"), "still in use")
+        for _ in range(3):
+            time.sleep(0.2)
+            self.ask("block-export-del", "id=e", "mode=hard")
+            wait_until(lambda: self.ask("query-block-exports") == [], "the end of the export")
+            self.ask("block-export-add", "type=vhost-user-blk", "id=e", "node-name=d", "writable=true",
+                     "addr.type=unix", "addr.path=vhost", "num-queues=4")
+            self.wait_for_front_end()
+        load.terminate()
+        out, said = load.communicate(timeout=programs.PATIENCE)
+        self.assertEqual(load.returncode, 0, said)
+        self.assertRegex(out, r'"reconnects": *3')
+
+    def test_resize_is_announced(self):
+        self.serve_export()
+        load = self.start_load("--span=1M")
+        self.ask("block_resize", "node-name=d", f"size={128 * MIB}")
+        time.sleep(0.2)
+        load.terminate()
+        out, said = load.communicate(timeout=programs.PATIENCE)
+        self.assertEqual(load.returncode, 0, said)
+        self.assertIn(str(128 * MIB), out)
+
+    def test_options(self):
+        process = self.start("--blockdev", "null-co,node-name=d", "--export",
+                             "vhost-user-blk,id=e,node-name=d,addr.type=inet,addr.host=::1,addr.port=0")
+        self.assertIn("addr must be a UNIX socket", process.communicate(timeout=programs.PATIENCE)[1])
+        for option, text in (("num-queues=0", "num-queues"), ("num-queues=257", "num-queues"),
+                             ("queue-size=2048", "queue-size"), ("logical-block-size=1000", "logical-block-size"),
+                             ("iothread=none", "none")):
+            with self.subTest(option):
+                process = self.start("--blockdev", "null-co,node-name=d", "--export",
+                                     f"vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path=x,{option}")
+                self.assertIn(text, process.communicate(timeout=programs.PATIENCE)[1])
+                self.assertEqual(process.returncode, 1)
+                self.assertFalse(os.path.exists(self.path("x")))
+
+
+if __name__ == "__main__":
+    unittest.main()
