@@ -88,6 +88,7 @@ int disk_write_compressed(struct disk *disk, const struct request *req);
 
 /* The range reads as zeroes from now on; flags are those of the request. */
 int disk_write_zeroes(struct disk *disk, uint64_t offset, uint64_t length, uint32_t flags);
+int disk_flush(struct disk *disk);
 
 /* qcow2_io.c: the table that the engine calls, with a struct disk as its world. */
 extern const struct format_io disk_io;

@@ -13,7 +13,7 @@
 /* Caches: the peers' limits. */
 #define OPEN_CACHE_ENTRY 4096u
 #define OPEN_CACHE_ENTRIES_MAX INT32_MAX
-#define OPEN_REFCOUNT_CACHE (256u * 1024)   /* bytes, of what cache-size allows for both */
+#define OPEN_REFCOUNT_CACHE (256u * 1024) /* bytes, of what cache-size allows for both */
 #define OPEN_CACHE_ENTRY_MIN 512u
 
 /* Options */
@@ -276,17 +276,51 @@ static int disk_finish(struct node *node)
     return result;
 }
 
-/* What is new reads as zeroes, whatever a longer backing file has there. */
+/* A raw data file is as long as the disk; what cannot be made shorter stays as it is. */
+static void resize_data_file(struct disk *disk, uint64_t size)
+{
+    AUTO_ERROR struct error err = {0};
+    struct edge *data = disk->files[FORMAT_FILE_DATA];
+
+    if (data && qcow2_data_file_raw(disk->engine) && edge_resize(data, size, &err) == 0)
+        node_size_changed(data->child, size);
+}
+
+/*
+ * What is new reads as zeroes, whatever is there: a longer backing file, the rest of the cluster in which the disk
+ * ended (the disk may have been longer before), or what a raw data file holds.
+ */
+static int resize_clear(struct disk *disk, uint64_t before, uint64_t size)
+{
+    uint64_t shown = disk_backing_part(disk, before, size - before);
+    uint64_t rest = -before & (disk->cluster_size - 1);
+
+    if (disk->files[FORMAT_FILE_DATA] && qcow2_data_file_raw(disk->engine))
+        shown = size - before;
+    if (shown < rest)
+        shown = rest < size - before ? rest : size - before;
+    int result = shown ? disk_write_zeroes(disk, before, shown, REQ_MAY_UNMAP) : 0;
+
+    return result < 0 || !shown ? result : disk_flush(disk);
+}
+
 static int disk_resize_alone(struct disk *disk, uint64_t size)
 {
     uint64_t before = qcow2_size(disk->engine);
-    int result = qcow2_resize(disk->engine, size);
+    struct edge *data = disk->files[FORMAT_FILE_DATA];
+    int result = data && qcow2_data_file_raw(disk->engine) ? edge_grow(data, size) : 0;
 
-    if (result < 0 || size <= before)
-        return result;
-    uint64_t shown = disk_backing_part(disk, before, size - before);
-
-    return shown ? disk_write_zeroes(disk, before, shown, REQ_MAY_UNMAP) : 0;
+    if (result == 0)
+        result = qcow2_resize(disk->engine, size);
+    if (result == 0 && size > before) {
+        result = resize_clear(disk, before, size);
+        /* If this fails too, the disk is larger than it was told to be. */
+        if (result < 0)
+            qcow2_resize(disk->engine, before);
+    } else if (result == 0) {
+        resize_data_file(disk, size);
+    }
+    return result;
 }
 
 static int disk_resize(struct node *node, uint64_t size, struct error *err)

@@ -545,7 +545,7 @@ static int run_status(struct disk *disk, const struct request *req)
 
 /* All that was answered is durable: what the engine knows of by its flush, what was written in place by any flush of
  * its file that begins after this call. */
-static int run_flush(struct disk *disk)
+int disk_flush(struct disk *disk)
 {
     uint64_t before[FORMAT_FILE_COUNT];
 
@@ -568,7 +568,7 @@ static int run_do(struct disk *disk, const struct request *req)
     case REQ_WRITE:
         return run_write(disk, req);
     case REQ_FLUSH:
-        return run_flush(disk);
+        return disk_flush(disk);
     case REQ_DISCARD:
         return run_discard(disk, req);
     case REQ_WRITE_ZEROES:
@@ -586,6 +586,6 @@ enum step disk_slow(struct node *node, struct request *req)
     int result = run_do(disk, req);
 
     if (result == 0 && req->flags & REQ_FUA && REQ_BITS_WRITING & REQ_BIT(req->op))
-        result = run_flush(disk);
+        result = disk_flush(disk);
     return request_up(req, result);
 }

@@ -234,6 +234,25 @@ class Care(_Qcow2):
                 self.check("disk")
                 self.assertEqual(os.stat(self.path("disk")).st_blocks * 512 < 3 * MIB, spared)
 
+    def test_shrunk_and_grown(self):
+        """What was behind the end does not come back: not from a cluster that was cut, a backing file, or a data file."""
+        self.raw("base", b"b" * 2 * MIB)
+        for options, backing in (("", None), ("compat=0.10", "base"), ("extended_l2=on", "base"), ("", "base"),
+                                 ("data_file=data,data_file_raw=on", None)):
+            with self.subTest(options=options, backing=backing):
+                self.create("disk", options, size=4 * MIB, backing=backing, backing_format="raw")
+                data = ",data-file.driver=file,data-file.filename=data" if "data_file" in options else ""
+                daemon = self.open_disk(options=data)
+                client = self.client()
+                self.assertEqual(client.do(WRITE, 0, data=b"x" * 4 * MIB).error, 0)
+                self.ask("block_resize", "node-name=disk", f"size={MIB + 512}")
+                self.ask("block_resize", "node-name=disk", f"size={4 * MIB}")
+                self.assertEqual(self.read_all(client, 4 * MIB), b"x" * (MIB + 512) + bytes(3 * MIB - 512))
+                client.close()
+                self.stop(daemon)
+                self.check("disk")
+                os.unlink(self.path("disk"))
+
     def test_corruption(self):
         """Data that a table puts onto a table: found before it is written; reads go on, one event is sent."""
         self.create("disk", size=8 * MIB)

@@ -291,6 +291,9 @@ static inline bool entry_has_host(const struct qcow2 *q, struct l2_entry entry)
 /* The host bytes of a compressed cluster. */
 void compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *offset, uint64_t *size);
 
+/* qcow2_zero.c. Takes io->lock: clusters behind a new end of the disk lose their entries. */
+int zero_forget(struct qcow2 *q, uint64_t offset, uint64_t length);
+
 /* Adds to freed what the entry refers to. Room was reserved. */
 void entry_free(struct qcow2 *q, struct l2_entry entry, bool discard);
 

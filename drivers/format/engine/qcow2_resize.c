@@ -108,7 +108,7 @@ int qcow2_resize(struct qcow2 *q, uint64_t size)
         return -ENOTSUP;
     /* What lies behind the new end must not come back when the disk grows again. */
     if (from < old)
-        result = qcow2_discard(q, from, old - from);
+        result = zero_forget(q, from, old - from);
     q->io->lock(q->world);
     if (q->corrupted)
         result = -EIO;

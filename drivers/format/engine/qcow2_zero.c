@@ -7,13 +7,19 @@
 enum zero_mode {
     ZERO_DISCARD, /* content goes, and the storage with it */
     ZERO_UNMAP,   /* reads as zeroes from now on, storage may go */
-    ZERO_KEEP     /* reads as zeroes, storage stays */
+    ZERO_KEEP,    /* reads as zeroes, storage stays */
+    ZERO_FORGET   /* behind the new end of the disk: nothing is left */
 };
 
 /* Whole cluster: its new entry; *lost: the old one's storage is given up. */
 static struct l2_entry zero_cluster(const struct qcow2 *q, struct l2_entry old, enum zero_mode mode, bool *lost)
 {
     bool extended = q->geometry.subclusters > 1, mine = old.entry & QCOW2_COPIED && !entry_compressed(old);
+
+    if (mode == ZERO_FORGET) {
+        *lost = entry_has_host(q, old) || entry_compressed(old);
+        return (struct l2_entry){0};
+    }
     /* Without a zero flag there is only "not allocated". */
     if (q->header.version < 3) {
         *lost = !q->backed && (entry_has_host(q, old) || entry_compressed(old));
@@ -72,7 +78,8 @@ static int zero_entry(struct qcow2 *q, struct slot *slot, uint32_t index, uint64
     l2_entry_set(q, slot, index, new);
     slot_end(slot);
     if (lost)
-        entry_free(q, old, mode == ZERO_DISCARD ? q->settings.discard_freed : q->settings.discard_other);
+        entry_free(q, old,
+                   mode == ZERO_DISCARD || mode == ZERO_FORGET ? q->settings.discard_freed : q->settings.discard_other);
     return 0;
 }
 
@@ -126,6 +133,11 @@ static int zero_range(struct qcow2 *q, uint64_t offset, uint64_t length, enum ze
 int qcow2_discard(struct qcow2 *q, uint64_t offset, uint64_t length)
 {
     return zero_range(q, offset, length, ZERO_DISCARD);
+}
+
+int zero_forget(struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    return zero_range(q, offset, length, ZERO_FORGET);
 }
 
 int qcow2_write_zeroes(struct qcow2 *q, uint64_t offset, uint64_t length, bool unmap)
