@@ -111,7 +111,7 @@ $(B)/tests/test_vhost_queue $(B)/tests/test_vhost_verify: $(filter-out %/main.o,
 $(B)/tests/%: $(B)/tests/unit/%.o $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs check) -o $@
-$(B)/tests/%: $(B)/tests/sim/%.o $(SIM_OBJECTS) $(B)/libcairn.a $(B)/libcairnformat.a
+$(B)/tests/%: $(B)/tests/sim/%.o $(SIM_OBJECTS) $(ENGINE_TEST_OBJECTS) $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(ALL_LDFLAGS) $^ $(LIBS) $(shell $(PKG_CONFIG) --libs check) -o $@
 $(B)/tests/%: $(B)/tests/engine/%.o $(ENGINE_TEST_OBJECTS) $(B)/libcairnformat.a

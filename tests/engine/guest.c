@@ -9,10 +9,16 @@
 
 int guest_open(struct guest *guest, struct world *world, bool backed)
 {
-    struct qcow2_settings settings = {.discard_freed = true, .discard_other = true, .overlap_check = UINT32_MAX};
+    return guest_open_data_file(guest, world, backed, false);
+}
+
+int guest_open_data_file(struct guest *guest, struct world *world, bool backed, bool has_data_file)
+{
+    struct qcow2_settings settings = {
+        .discard_freed = true, .discard_other = true, .overlap_check = UINT32_MAX, .has_data_file = has_data_file};
     char text[256];
 
-    *guest = (struct guest){.world = world, .backed = backed};
+    *guest = (struct guest){.world = world, .backed = backed, .backing_size = UINT64_MAX};
     int result = qcow2_open(&guest->q, &world_io, world, &settings, text);
 
     if (result < 0)
@@ -83,8 +89,11 @@ static int guest_read_part(struct guest *guest, uint64_t offset, unsigned char *
     if (mapping.kind == MAPPING_COMPRESSED)
         return guest_unpack(guest, offset, buf, mapping.length);
     memset(buf, 0, mapping.length);
-    if (mapping.kind == MAPPING_UNALLOCATED && guest->backed)
-        guest_backing(offset, buf, mapping.length);
+    if (mapping.kind == MAPPING_UNALLOCATED && guest->backed && offset < guest->backing_size) {
+        uint64_t inside = guest->backing_size - offset;
+
+        guest_backing(offset, buf, inside < mapping.length ? inside : mapping.length);
+    }
     return 0;
 }
 

@@ -63,12 +63,15 @@ struct guest {
     uint64_t size;
     uint64_t writes; /* makes content unique */
     bool backed;
+    uint64_t backing_size; /* bytes; no end unless the caller sets it */
 };
 
 /* An image of size bytes, opened; ends the test if that fails. */
 void guest_create(struct guest *guest, struct world *world, const struct qcow2_create_options *options);
 /* The image in the world; 0 or an error. The model is the caller's to set. */
 int guest_open(struct guest *guest, struct world *world, bool backed);
+/* The same for an image with a data file, which the world does not have: only its tables can be looked at. */
+int guest_open_data_file(struct guest *guest, struct world *world, bool backed, bool has_data_file);
 void guest_close(struct guest *guest); /* finishes too; a failure of that is ignored */
 void guest_drop(struct guest *guest);  /* as if killed */
 
