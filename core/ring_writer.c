@@ -3,7 +3,9 @@
  *
  * The loop pushes on todo, the pool thread takes the whole stack and pushes
  * groups of results on done; whoever pushes on an empty done stack posts the
- * message that makes the loop take it.
+ * message that makes the loop take it. While no pool thread has the task, todo
+ * is &writer_nobody: who replaces that submits the task, and after putting it
+ * there the pool thread touches nothing, so that the writer may be freed.
  */
 #include "core/ring_writer.h"
 
@@ -29,9 +31,10 @@ struct writer_entry {
     int fd, count, flags, result;
 };
 
+static struct writer_entry writer_nobody;
+
 struct ring_writer {
     _Atomic(struct writer_entry *) todo, done;
-    _Atomic bool running;           /* task is queued or runs */
     struct pool_task task;
     struct loop_message message;
     struct loop *loop;
@@ -52,15 +55,16 @@ static struct writer_entry *writer_take(_Atomic(struct writer_entry *) *stack)
     return in_order;
 }
 
-/* Pushes the chain first ... last; true if the stack was empty. */
-static bool writer_push(_Atomic(struct writer_entry *) *stack, struct writer_entry *first, struct writer_entry *last)
+/* Pushes the chain first ... last; returns what was on top. */
+static const struct writer_entry *writer_push(_Atomic(struct writer_entry *) *stack, struct writer_entry *first,
+                                              struct writer_entry *last)
 {
     struct writer_entry *top = atomic_load_explicit(stack, memory_order_relaxed);
 
     do
-        last->next = top;
+        last->next = top == &writer_nobody ? NULL : top;
     while (!atomic_compare_exchange_weak(stack, &top, first));
-    return top == NULL;
+    return top;
 }
 
 static void writer_write(struct writer_entry *entry)
@@ -91,7 +95,7 @@ static void writer_round(struct ring_writer *writer)
                 last = entry;
             entry = next;
         }
-        if (writer_push(&writer->done, group, last))
+        if (!writer_push(&writer->done, group, last))
             loop_post(writer->loop, &writer->message);
     }
 }
@@ -100,12 +104,11 @@ static void writer_run(struct pool_task *task)
 {
     struct ring_writer *writer = container_of(task, struct ring_writer, task);
 
-    for (unsigned i = 0; i < WRITER_ROUNDS && atomic_load(&writer->todo); i++)
+    for (unsigned i = 0; i < WRITER_ROUNDS; i++) {
+        struct writer_entry *empty = NULL;
+
         writer_round(writer);
-    if (!atomic_load(&writer->todo)) {
-        atomic_store(&writer->running, false);
-        /* A push that came in between saw us running and relies on us. */
-        if (!atomic_load(&writer->todo) || atomic_exchange(&writer->running, true))
+        if (atomic_compare_exchange_strong(&writer->todo, &empty, &writer_nobody))
             return;
     }
     thread_pool_submit(&writer->task);
@@ -128,8 +131,8 @@ static void writer_done(struct loop_message *message)
     }
 }
 
-void ring_writer_submit(struct ring_writer *writer, struct ring_op *op, int fd, const struct iovec *iov,
-                        unsigned count, uint64_t offset, int rw_flags)
+void ring_writer_submit(struct ring_writer *writer, struct ring_op *op, int fd, const struct iovec *iov, unsigned count,
+                        uint64_t offset, int rw_flags)
 {
     struct writer_entry *entry = writer->idle;
 
@@ -137,12 +140,11 @@ void ring_writer_submit(struct ring_writer *writer, struct ring_op *op, int fd, 
         writer->idle = entry->next;
     else
         entry = memory_new(struct writer_entry);
-    *entry = (struct writer_entry){
-        .op = op, .iov = iov, .offset = offset, .fd = fd, .count = (int)count, .flags = rw_flags};
+    *entry =
+        (struct writer_entry){.op = op, .iov = iov, .offset = offset, .fd = fd, .count = (int)count, .flags = rw_flags};
     if (!writer->loop)
         writer->loop = loop_current();
-    writer_push(&writer->todo, entry, entry);
-    if (!atomic_load(&writer->running) && !atomic_exchange(&writer->running, true))
+    if (writer_push(&writer->todo, entry, entry) == &writer_nobody)
         thread_pool_submit(&writer->task);
 }
 
@@ -150,6 +152,7 @@ struct ring_writer *ring_writer_new(void)
 {
     struct ring_writer *writer = memory_new(struct ring_writer);
 
+    atomic_store(&writer->todo, &writer_nobody);
     writer->task.run = writer_run;
     writer->message.run = writer_done;
     return writer;
@@ -160,7 +163,7 @@ void ring_writer_free(struct ring_writer *writer)
     if (!writer)
         return;
     /* The thread that answered the last write may still be on its way out. */
-    while (atomic_load(&writer->running))
+    while (atomic_load(&writer->todo) != &writer_nobody)
         sched_yield();
     while (writer->idle) {
         struct writer_entry *entry = writer->idle;
