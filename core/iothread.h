@@ -19,6 +19,7 @@ struct iothread {
     struct object object;       /* /objects/<id> */
     struct list_link in_registry;
     struct loop *loop;
+    struct iothread_options *options;
     unsigned users;             /* exports */
     long thread_id;
 };

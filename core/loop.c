@@ -157,10 +157,11 @@ static bool loop_run_pollers(struct loop *loop)
         uint8_t empty = poller->empty;
 
         poller->empty = 0;
-        /* poll() may end with the poller freed, and then it says true. */
+        /* poll() may end with the poller freed, and then it says true. A spin is there to go on asking. */
         if (poller->poll(poller))
             any = true;
-        else if (!poller->arm && (poller->empty = empty + 1) >= POLLER_EMPTY_MAX && list_is_linked(&poller->link))
+        else if (!poller->arm && !loop->polling.spin_started_ns && (poller->empty = empty + 1) >= POLLER_EMPTY_MAX &&
+                 list_is_linked(&poller->link))
             poller_cool(poller);
     }
     return any;

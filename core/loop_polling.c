@@ -74,15 +74,9 @@ bool loop_polling_spins(struct loop *loop, bool any)
     return true;
 }
 
-/* qom-set changes it from the main loop's side. */
-static uint64_t polling_max(const struct loop_polling *polling)
-{
-    return __atomic_load_n(&polling->max_ns, __ATOMIC_RELAXED);
-}
-
 static uint64_t polling_grown(const struct loop_polling *polling)
 {
-    uint64_t max = polling_max(polling), window = polling->window_ns ? polling->window_ns : POLLING_START_NS;
+    uint64_t max = polling->max_ns, window = polling->window_ns ? polling->window_ns : POLLING_START_NS;
 
     if (!polling->grow || polling->grow > max / window)
         return max;
@@ -98,7 +92,7 @@ void loop_polling_slept(struct loop *loop, uint64_t asleep_ns, uint64_t woken_ns
         return;
     }
     /* A spin of the full length would have seen the end of this sleep. */
-    if (woken_ns - asleep_ns < polling_max(polling)) {
+    if (woken_ns - asleep_ns < polling->max_ns) {
         polling->window_ns = polling_grown(polling);
         polling->misses = 0;
     }

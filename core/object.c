@@ -22,6 +22,8 @@ void object_value_clear(struct object_value *value)
         free(value->string);
     if (value->kind == OBJECT_OPTIONS)
         option_free(value->options.type, value->options.data);
+    if (value->kind == OBJECT_NUMBERS)
+        free(value->numbers.items);
     *value = (struct object_value){0};
 }
 
@@ -142,8 +144,11 @@ int object_get(const struct object *object, const char *name, struct object_valu
 
 int object_set(struct object *object, const char *name, const struct object_value *value, struct error *err)
 {
-    static const char *const kinds[] = {
-        [OBJECT_BOOL] = "bool", [OBJECT_INT] = "int", [OBJECT_SIZE] = "uint64", [OBJECT_STRING] = "string"};
+    static const char *const kinds[] = {[OBJECT_BOOL] = "bool",
+                                        [OBJECT_INT] = "int",
+                                        [OBJECT_SIZE] = "uint64",
+                                        [OBJECT_STRING] = "string",
+                                        [OBJECT_NUMBERS] = "uint64List"};
     const struct object_property *property = object_find_property(object, name, err);
 
     if (!property)

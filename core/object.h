@@ -16,7 +16,7 @@
 struct object;
 struct option_type;
 
-enum object_value_kind { OBJECT_BOOL, OBJECT_INT, OBJECT_SIZE, OBJECT_STRING, OBJECT_OPTIONS };
+enum object_value_kind { OBJECT_BOOL, OBJECT_INT, OBJECT_SIZE, OBJECT_STRING, OBJECT_OPTIONS, OBJECT_NUMBERS };
 
 struct object_value {
     enum object_value_kind kind;
@@ -24,11 +24,15 @@ struct object_value {
         bool boolean;
         int64_t integer;
         uint64_t size;
-        char *string;           /* owned by whoever holds the value, as options.data */
+        char *string;           /* owned by whoever holds the value, as options.data and numbers.items */
         struct {
             const struct option_type *type;
             void *data;
         } options;
+        struct {
+            size_t count;
+            uint64_t *items;
+        } numbers;
     };
 };
 
@@ -36,7 +40,8 @@ void object_value_clear(struct object_value *value);
 
 struct object_property {
     const char *name;
-    const char *type;           /* as qom-list shows it: "bool", "int", "uint64", "string", or the name of an option type */
+    /* As qom-list shows it: "bool", "int", "uint64", "string", "uint64List", or the name of an option type. */
+    const char *type;
     int (*get)(const struct object *object, struct object_value *ret, struct error *err);
     int (*set)(struct object *object, const struct object_value *value, struct error *err);     /* NULL: read-only */
 };

@@ -84,26 +84,33 @@ static void uring_enable(struct uring *uring)
         uring->wake_op.complete(&uring->wake_op, 0);
 }
 
+static void uring_submit(struct uring *uring)
+{
+    uring_enable(uring);
+    int result = io_uring_submit(&uring->io);
+
+    /* The kernel takes no more while completions wait: make room for it. */
+    if (result == -EBUSY || result == -EAGAIN) {
+        io_uring_get_events(&uring->io);
+        uring_stash(uring);
+    }
+}
+
 static struct io_uring_sqe *uring_sqe(struct uring *uring, struct ring_op *op)
 {
+    uint64_t batch_max = uring->ring.batch_max;
     struct io_uring_sqe *sqe;
 
-    while (!(sqe = io_uring_get_sqe(&uring->io))) {
-        uring_enable(uring);
-        int result = io_uring_submit(&uring->io);
-
-        /* The kernel takes no more while completions wait: make room for it. */
-        if (result == -EBUSY || result == -EAGAIN) {
-            io_uring_get_events(&uring->io);
-            uring_stash(uring);
-        }
-    }
+    if (unlikely(batch_max && io_uring_sq_ready(&uring->io) >= batch_max))
+        uring_submit(uring);
+    while (!(sqe = io_uring_get_sqe(&uring->io)))
+        uring_submit(uring);
     io_uring_sqe_set_data(sqe, op);
     return sqe;
 }
 
-static void uring_rw(struct ring *ring, struct ring_op *op, bool write, int fd, const struct iovec *iov,
-                     unsigned count, uint64_t offset, int rw_flags)
+static void uring_rw(struct ring *ring, struct ring_op *op, bool write, int fd, const struct iovec *iov, unsigned count,
+                     uint64_t offset, int rw_flags)
 {
     bool cached = rw_flags & RING_CACHED;
 

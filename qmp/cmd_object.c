@@ -89,13 +89,22 @@ int qmp_query_iothreads(struct qmp_client *client, const struct query_iothreads_
     *ret = json_object_new_array();
     list_for_each(iothread, &iothread_registry, in_registry) {
         struct json_object *row = json_append_object(*ret);
-        const struct loop_polling *polling = &iothread->loop->polling;
+        const struct iothread_options *options = iothread->options;
+        struct loop_polling *polling = &iothread->loop->polling;
+        struct json_object *cpus;
 
         json_add_string(row, "id", iothread->object.name);
         json_add_int(row, "thread-id", iothread->thread_id);
-        json_add_uint(row, "poll-max-ns", __atomic_load_n(&polling->max_ns, __ATOMIC_RELAXED));
-        json_add_uint(row, "poll-grow", polling->grow);
-        json_add_uint(row, "poll-shrink", polling->shrink);
+        json_add_uint(row, "poll-max-ns", options->poll_max_ns);
+        json_add_uint(row, "poll-grow", options->poll_grow);
+        json_add_uint(row, "poll-shrink", options->poll_shrink);
+        json_add_uint(row, "aio-max-batch", options->aio_max_batch);
+        cpus = json_add_array(row, "cpu-affinity");
+        for (size_t i = 0; i < options->cpu_affinity.count; i++)
+            json_object_array_add(cpus, json_object_new_uint64(options->cpu_affinity.items[i]));
+        json_add_uint(row, "polled-ns", atomic_load(&polling->spun_ns));
+        json_add_uint(row, "poll-hits", atomic_load(&polling->hits));
+        json_add_uint(row, "sleeps", atomic_load(&polling->sleeps));
     }
     return 0;
 }
@@ -133,6 +142,8 @@ int qmp_qom_list(struct qmp_client *client, const struct qom_list_args *args, st
 
 static struct json_object *qom_to_json(const struct object_value *value)
 {
+    struct json_object *array;
+
     switch (value->kind) {
     case OBJECT_BOOL:
         return json_object_new_boolean(value->boolean);
@@ -144,6 +155,11 @@ static struct json_object *qom_to_json(const struct object_value *value)
         return json_object_new_string(value->string ? value->string : "");
     case OBJECT_OPTIONS:
         return option_to_json(value->options.type, value->options.data);
+    case OBJECT_NUMBERS:
+        array = json_object_new_array();
+        for (size_t i = 0; i < value->numbers.count; i++)
+            json_object_array_add(array, json_object_new_uint64(value->numbers.items[i]));
+        return array;
     }
     return NULL;
 }
@@ -208,8 +224,29 @@ static const struct qom_type {
     {"int", "integer", json_type_int, OBJECT_INT, NULL},
     {"uint64", "integer", json_type_int, OBJECT_SIZE, NULL},
     {"throttle-limits", "object", json_type_object, OBJECT_OPTIONS, &throttle_limits_type},
+    {"uint64List", "array", json_type_array, OBJECT_NUMBERS, NULL},
     {"string", "string", json_type_string, OBJECT_STRING, NULL},
 };
+
+static int qom_numbers_from_json(const char *name, struct json_object *json, struct object_value *ret,
+                                 struct error *err)
+{
+    size_t count = json_object_array_length(json);
+
+    ret->numbers.items = memory_array(count, sizeof(*ret->numbers.items));
+    for (; ret->numbers.count < count; ret->numbers.count++) {
+        struct json_object *item = json_object_array_get_idx(json, ret->numbers.count);
+
+        if (!json_object_is_type(item, json_type_int))
+            return error_set(err, -EINVAL, "Invalid parameter type for '%s[%zu]', expected: integer", name,
+                             ret->numbers.count);
+        if (json_object_get_int64(item) < 0)
+            return error_set(err, -ERANGE, "Parameter '%s[%zu]' expects a number that is not negative, not '%s'", name,
+                             ret->numbers.count, json_object_get_string(item));
+        ret->numbers.items[ret->numbers.count] = json_object_get_uint64(item);
+    }
+    return 0;
+}
 
 static int qom_from_json(const struct object_property *property, struct json_object *json, struct object_value *ret,
                          struct error *err)
@@ -244,6 +281,8 @@ static int qom_from_json(const struct object_property *property, struct json_obj
     case OBJECT_OPTIONS:
         ret->options.type = type->options;
         return option_parse_json(type->options, json, property->name, 0, &ret->options.data, err);
+    case OBJECT_NUMBERS:
+        return qom_numbers_from_json(property->name, json, ret, err);
     }
     return 0;
 }

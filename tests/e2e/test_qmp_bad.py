@@ -55,7 +55,9 @@ class QmpBad(programs.Program):
 
     def state(self):
         nodes = {node["node-name"]: node["image"]["virtual-size"] for node in self.ask("query-named-block-nodes")}
-        return (nodes, self.ask("query-block-exports"), self.ask("query-iothreads"), self.ask("query-sources"),
+        iothreads = [{name: value for name, value in row.items() if name not in ("polled-ns", "poll-hits", "sleeps")}
+                     for row in self.ask("query-iothreads")]
+        return (nodes, self.ask("query-block-exports"), iothreads, self.ask("query-sources"),
                 self.ask("query-nbd-servers"), sorted(os.listdir(self.folder)))
 
     def assert_error(self, answers, kind, text):

@@ -70,7 +70,10 @@ static void answered(struct ring_op *op, int result)
     answer->count++;
 }
 
-#define ANSWER {.op.complete = answered}
+#define ANSWER                  \
+    {                           \
+        .op.complete = answered \
+    }
 
 static void turn(void)
 {
@@ -310,6 +313,35 @@ START_TEST(calls)
 }
 END_TEST
 
+/* With a limit, what goes beyond it reaches the kernel at once, and without one at the end of the turn. */
+START_TEST(batches)
+{
+    struct answer answers[5];
+    eventfd_t one = 1, sum = 0;
+    struct iovec iov = {&one, sizeof(one)};
+    AUTO_CLOSE int fd = eventfd(0, EFD_NONBLOCK);
+
+    if (!start(_i) || !cases[_i].io || cases[_i].kind != LOOP_RING_URING)
+        return;
+    for (unsigned batch_max = 0; batch_max <= 2; batch_max++) {
+        ring->batch_max = batch_max;
+        for (unsigned i = 0; i < array_size(answers); i++) {
+            answers[i] = (struct answer)ANSWER;
+            ring->ops->rw(ring, &answers[i].op, true, fd, &iov, 1, 0, 0);
+        }
+        sum = 0;
+        eventfd_read(fd, &sum);
+        ck_assert_uint_eq(sum, batch_max ? (array_size(answers) - 1) / batch_max * batch_max : 0);
+        for (unsigned i = 0; i < array_size(answers); i++) {
+            while (!answers[i].count)
+                turn();
+            ck_assert_int_eq(answers[i].result, sizeof(one));
+        }
+        eventfd_read(fd, &sum);
+    }
+}
+END_TEST
+
 #define MANY 3000
 
 START_TEST(many)
@@ -460,8 +492,8 @@ END_TEST
 int main(void)
 {
     const TTest *const all[] = {
-        read_and_write, vectors, sync_and_allocate, readiness, cancelled_polls, cancel_of_a_ready_poll, calls,
-        many, wakes, pollers,
+        read_and_write, vectors, sync_and_allocate, readiness, cancelled_polls, cancel_of_a_ready_poll, calls, batches,
+        many,           wakes,   pollers,
     };
     Suite *suite = suite_create("ring");
     TCase *tests = tcase_create("ring");
