@@ -59,7 +59,8 @@ enum {
 };
 
 #define FUZZ_DISK (4u << 20)      /* the largest read; larger ones only take longer */
-#define FUZZ_INPUT_MAX (6u << 20)   /* bytes of what is built */
+#define FUZZ_INPUT_MAX (1u << 20)   /* bytes of what is built, and one payload more */
+#define FUZZ_READ_MAX (72u << 20)   /* bytes asked for: more than the server keeps for a client */
 #define FUZZ_POLLS 8u
 #define FUZZ_REST 40u               /* turns without anything after which every poller has gone cold */
 
@@ -233,7 +234,7 @@ struct fuzz_client {
     uint8_t mode, manner;
     bool ended;
     unsigned char *input;
-    size_t size, sent, piece;
+    size_t size, room, sent, piece;
     struct fuzz_asked *asked;   /* what is built, by cookie - 1 */
     size_t asked_count, answered;
     unsigned char head[32];     /* of the reply that comes */
@@ -243,7 +244,10 @@ struct fuzz_client {
 
 static void client_add(struct fuzz_client *client, const void *data, size_t size)
 {
-    client->input = memory_grow(client->input, client->size + size + 1, 1);
+    if (client->room <= client->size + size) {
+        client->room = 2 * (client->size + size) + 1;
+        client->input = memory_grow(client->input, client->room, 1);
+    }
     if (data)
         memcpy(client->input + client->size, data, size);
     else
@@ -258,7 +262,6 @@ static void client_build_request(struct fuzz_client *client, const struct fuzz_a
     bool status = asked->type == NBD_CMD_BLOCK_STATUS && payload;
     unsigned char head[NBD_EXTENDED_REQUEST_SIZE + 12], *at = head;
 
-    client->asked = memory_grow(client->asked, client->asked_count + 1, sizeof(*client->asked));
     client->asked[client->asked_count++] = *asked;
     at = nbd_put32(at, extended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC);
     at = nbd_put16(at, asked->flags);
@@ -282,7 +285,9 @@ static void client_build_request(struct fuzz_client *client, const struct fuzz_a
 static void client_build(struct fuzz_client *client, const uint8_t *data, size_t size)
 {
     bool extended = client->mode & FUZZ_EXTENDED;
+    uint64_t read = 0;
 
+    client->asked = memory_array(size / 8 + 1, sizeof(*client->asked));
     for (; size >= 8 && client->size < FUZZ_INPUT_MAX; data += 8, size -= 8) {
         uint64_t disturbance = (uint64_t)data[6] << (data[7] & 63);
         struct fuzz_asked asked = {
@@ -299,6 +304,10 @@ static void client_build(struct fuzz_client *client, const uint8_t *data, size_t
             asked.length ^= disturbance;
         if (!extended)
             asked.length &= UINT32_MAX;
+        if (asked.type == NBD_CMD_READ && asked.length <= FUZZ_DISK) {
+            asked.length &= read + asked.length > FUZZ_READ_MAX ? 511 : UINT64_MAX;
+            read += asked.length;
+        }
         client_build_request(client, &asked, carries ? asked.length : 0, data[7] & 3);
     }
 }
