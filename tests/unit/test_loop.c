@@ -1,0 +1,652 @@
+/*
+ * Loops: the order of phases in a turn, messages, timers, pollers and hooks.
+ * Most tests step a loop by hand, on a ring that completes what it is told to
+ * and has a clock of its own; the last ones run threads.
+ */
+#include <check.h>
+#include <errno.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "core/coroutine.h"
+#include "core/error.h"
+#include "core/loop.h"
+#include "core/memory.h"
+#include "core/timer.h"
+
+#define POLLS 16u
+#define COLD_AFTER 20u      /* turns without work after which a poller waits for readiness */
+#define SENDERS 4u
+#define MESSAGES 5000u
+
+static struct loop *loop;
+static char history[256];
+
+static void note(const char *what)
+{
+    ck_assert_uint_lt(strlen(history) + strlen(what), sizeof(history));
+    strcat(history, what);
+}
+
+/* The ring. */
+
+static uint64_t clock_ns;
+static struct ring_op *polls[POLLS], *cancelled[POLLS];
+static unsigned poll_count, cancelled_count;
+
+static void fake_poll(struct ring *ring, struct ring_op *op, int fd, unsigned events)
+{
+    (void)ring;
+    (void)fd;
+    (void)events;
+    ck_assert_uint_lt(poll_count, POLLS);
+    polls[poll_count++] = op;
+}
+
+/* The end is told by the next reap, as rings have it. */
+static void fake_cancel_poll(struct ring *ring, struct ring_op *op)
+{
+    (void)ring;
+    for (unsigned i = 0; i < poll_count; i++) {
+        if (polls[i] == op) {
+            polls[i] = polls[--poll_count];
+            cancelled[cancelled_count++] = op;
+            return;
+        }
+    }
+    ck_abort_msg("a poll that is not there");
+}
+
+static unsigned fake_reap(struct ring *ring)
+{
+    unsigned count = cancelled_count;
+
+    (void)ring;
+    note("R");
+    cancelled_count = 0;
+    for (unsigned i = 0; i < count; i++)
+        cancelled[i]->complete(cancelled[i], -ECANCELED);
+    return count;
+}
+
+static void fake_ready(struct ring_op *op)
+{
+    for (unsigned i = 0; i < poll_count; i++) {
+        if (polls[i] == op) {
+            polls[i] = polls[--poll_count];
+            op->complete(op, 1);
+            return;
+        }
+    }
+    ck_abort_msg("nobody waits for it");
+}
+
+static uint64_t fake_now(struct ring *ring)
+{
+    (void)ring;
+    return clock_ns;
+}
+
+static void fake_wake(struct ring *ring)
+{
+    (void)ring;
+}
+
+static void fake_destroy(struct ring *ring)
+{
+    (void)ring;
+}
+
+static const struct ring_ops fake_ops = {
+    .name = "fake",
+    .poll = fake_poll,
+    .cancel_poll = fake_cancel_poll,
+    .reap = fake_reap,
+    .now = fake_now,
+    .wake = fake_wake,
+    .destroy = fake_destroy,
+};
+static struct ring fake = {.ops = &fake_ops};
+
+static void begin(void)
+{
+    AUTO_ERROR struct error err = {0};
+
+    ck_assert_msg(loop_create(&loop, "main", &fake, &err) == 0, "%s", err.text);
+    loop_set_current(loop);
+    ck_assert_ptr_eq(loop_main, loop);
+}
+
+static void end(void)
+{
+    loop_destroy(loop);
+    ck_assert_ptr_null(loop_main);
+}
+
+/* What happens in a turn. */
+
+static void message_noted(struct loop_message *message)
+{
+    (void)message;
+    note("m");
+}
+
+static void timer_noted(struct timer *timer)
+{
+    (void)timer;
+    note("t");
+}
+
+static bool poller_noted(struct poller *poller)
+{
+    (void)poller;
+    note("p");
+    return false;
+}
+
+static void hook_noted(struct loop_hook *hook)
+{
+    (void)hook;
+    note("h");
+}
+
+static void poller_is_gone(struct poller *poller)
+{
+    (void)poller;
+    note("g");
+}
+
+static struct coroutine *sleeper;
+
+static void coroutine_noted(void *arg)
+{
+    (void)arg;
+    sleeper = coroutine_self();
+    coroutine_yield();
+    note("c");
+}
+
+START_TEST(order_of_phases)
+{
+    struct loop_hook hook = {.run = hook_noted};
+    struct timer timer = {.expired = timer_noted};
+    struct loop_message message = {.run = message_noted};
+    struct poller poller = {.poll = poller_noted};
+
+    begin();
+    list_link_init(&hook.link);
+    coroutine_start(loop, coroutine_noted, NULL);
+    /* In the opposite order. */
+    loop_hook_queue(loop, &hook);
+    coroutine_wake(sleeper);
+    poller_add(loop, &poller);
+    timer_set(&timer, loop, clock_ns);
+    loop_post(loop, &message);
+    ck_assert(loop_turn(loop));
+    ck_assert_str_eq(history, "mtpcRh");
+    history[0] = 0;
+    ck_assert(!loop_turn(loop));
+    ck_assert_str_eq(history, "pR");
+    history[0] = 0;
+    poller_remove(&poller, poller_is_gone);
+    ck_assert(!loop_turn(loop));
+    ck_assert_str_eq(history, "gR");
+    end();
+}
+END_TEST
+
+/* What one phase causes for a later one happens in the same turn, for an earlier one in the next. */
+
+static struct loop_hook chained_hook = {.run = hook_noted};
+static struct loop_message chained_message = {.run = message_noted};
+
+static void timer_causes(struct timer *timer)
+{
+    (void)timer;
+    note("t");
+    loop_post(loop, &chained_message);
+    coroutine_wake(sleeper);
+    loop_hook_queue(loop, &chained_hook);
+    loop_hook_queue(loop, &chained_hook);
+}
+
+START_TEST(causes)
+{
+    struct timer timer = {.expired = timer_causes};
+
+    begin();
+    list_link_init(&chained_hook.link);
+    coroutine_start(loop, coroutine_noted, NULL);
+    timer_set(&timer, loop, clock_ns);
+    loop_turn(loop);
+    ck_assert_str_eq(history, "tcRh");
+    loop_turn(loop);
+    ck_assert_str_eq(history, "tcRhmR");
+    end();
+}
+END_TEST
+
+/* Hooks. */
+
+static void hook_again(struct loop_hook *hook)
+{
+    note("h");
+    if (strlen(history) < 3)
+        loop_hook_queue(loop, hook);
+}
+
+START_TEST(a_hook_that_queues_itself)
+{
+    struct loop_hook hook = {.run = hook_again};
+
+    begin();
+    list_link_init(&hook.link);
+    loop_hook_queue(loop, &hook);
+    loop_turn(loop);
+    ck_assert_str_eq(history, "Rhh");
+    end();
+}
+END_TEST
+
+/* Timers. */
+
+struct mark {
+    struct timer timer;
+    uint64_t expired_at;
+    unsigned count;
+};
+
+static uint64_t last_deadline;
+
+static void mark_expired(struct timer *timer)
+{
+    struct mark *mark = container_of(timer, struct mark, timer);
+
+    mark->expired_at = loop->now_ns;
+    mark->count++;
+    /* Those that are due in one turn come by deadline. */
+    ck_assert_uint_ge(timer->deadline_ns, last_deadline);
+    last_deadline = timer->deadline_ns;
+}
+
+START_TEST(many_timers)
+{
+    enum { COUNT = 500 };
+    struct mark *marks = memory_array(COUNT, sizeof(*marks));
+    unsigned random = 1;
+
+    begin();
+    clock_ns = 1000;
+    for (unsigned i = 0; i < COUNT; i++) {
+        random = random * 1103515245u + 12345u;
+        marks[i].timer.expired = mark_expired;
+        timer_set(&marks[i].timer, loop, 1000 + random / 65536 % 1000);
+    }
+    /* Every fifth is taken back, every seventh set to another time, as many times as it takes. */
+    for (unsigned i = 0; i < COUNT; i += 5)
+        timer_cancel(&marks[i].timer);
+    for (unsigned i = 0; i < COUNT; i += 5)
+        timer_cancel(&marks[i].timer);
+    for (unsigned i = 1; i < COUNT; i += 7)
+        timer_set(&marks[i].timer, loop, 2500 - i);
+    for (; clock_ns <= 2600; clock_ns += 13) {
+        ck_assert(timer_next(loop) > clock_ns - 13);
+        loop_turn(loop);
+        history[0] = 0;
+    }
+    ck_assert_uint_eq(timer_next(loop), UINT64_MAX);
+    for (unsigned i = 0; i < COUNT; i++) {
+        bool again = i % 7 == 1, dropped = i % 5 == 0 && !again;
+
+        ck_assert_uint_eq(marks[i].count, !dropped);
+        if (!dropped) {
+            ck_assert_uint_ge(marks[i].expired_at, marks[i].timer.deadline_ns);
+            ck_assert_uint_lt(marks[i].expired_at, marks[i].timer.deadline_ns + 13);
+        }
+    }
+    free(marks);
+    end();
+}
+END_TEST
+
+static struct timer other_timer = {.expired = timer_noted};
+
+static void timer_cancels(struct timer *timer)
+{
+    note("x");
+    timer_cancel(&other_timer);
+    timer_cancel(timer);
+}
+
+static void timer_repeats(struct timer *timer)
+{
+    note("r");
+    timer_set(timer, loop, loop->now_ns + 10);
+}
+
+START_TEST(timers_change_timers)
+{
+    struct timer timer = {.expired = timer_cancels}, repeated = {.expired = timer_repeats};
+
+    begin();
+    timer_set(&timer, loop, 5);
+    timer_set(&other_timer, loop, 6);
+    timer_set(&repeated, loop, 1);
+    clock_ns = 10;
+    loop_turn(loop);
+    /* The one is gone before its turn; the other is due again only later. */
+    ck_assert_str_eq(history, "rxR");
+    ck_assert_uint_eq(timer_next(loop), 20);
+    timer_cancel(&repeated);
+    end();
+}
+END_TEST
+
+/* Pollers. */
+
+struct source {
+    struct poller poller;
+    unsigned work, asked;
+    bool gone;
+};
+
+static bool source_poll(struct poller *poller)
+{
+    struct source *source = container_of(poller, struct source, poller);
+
+    source->asked++;
+    if (!source->work)
+        return false;
+    source->work--;
+    return true;
+}
+
+static void source_gone(struct poller *poller)
+{
+    container_of(poller, struct source, poller)->gone = true;
+}
+
+static void turns(unsigned count)
+{
+    while (count--)
+        loop_turn(loop);
+    history[0] = 0;
+}
+
+START_TEST(pollers_grow_cold)
+{
+    struct source busy = {.poller.poll = source_poll, .work = 1000}, idle = {.poller.poll = source_poll};
+
+    begin();
+    poller_add(loop, &busy.poller);
+    poller_add(loop, &idle.poller);
+    turns(COLD_AFTER);
+    /* The idle one waits in the ring, and is not asked any more; the busy one is. */
+    ck_assert_uint_eq(busy.asked, COLD_AFTER);
+    ck_assert_uint_lt(idle.asked, COLD_AFTER);
+    ck_assert_uint_eq(poll_count, 1);
+    ck_assert(idle.poller.armed);
+    unsigned asked = idle.asked;
+
+    turns(5);
+    ck_assert_uint_eq(idle.asked, asked);
+    idle.work = 1;
+    fake_ready(&idle.poller.op);
+    turns(2);
+    ck_assert_uint_eq(idle.asked, asked + 2);
+    poller_remove(&idle.poller, source_gone);
+    poller_remove(&busy.poller, source_gone);
+    ck_assert(idle.gone && busy.gone);
+    end();
+}
+END_TEST
+
+START_TEST(a_cold_poller_is_heated)
+{
+    struct source source = {.poller.poll = source_poll};
+
+    begin();
+    poller_add(loop, &source.poller);
+    turns(COLD_AFTER);
+    unsigned asked = source.asked;
+
+    /* Asked at once, whatever its descriptor says; the poll that is armed stays. */
+    poller_heat(&source.poller);
+    poller_heat(&source.poller);
+    turns(1);
+    ck_assert_uint_eq(source.asked, asked + 1);
+    turns(COLD_AFTER);
+    ck_assert_uint_eq(poll_count, 1);
+    /* Removed while armed: gone only when the ring has let go. */
+    poller_remove(&source.poller, source_gone);
+    ck_assert(!source.gone);
+    poller_heat(&source.poller);
+    asked = source.asked;
+    turns(1);
+    ck_assert(source.gone);
+    ck_assert_uint_eq(source.asked, asked);
+    end();
+}
+END_TEST
+
+static struct source *victim;
+
+static bool source_removes(struct poller *poller)
+{
+    (void)poller;
+    if (victim)
+        poller_remove(&take_ptr(&victim)->poller, source_gone);
+    return true;
+}
+
+START_TEST(a_poller_removes_others)
+{
+    struct source first = {.poller.poll = source_removes}, second = {.poller.poll = source_poll},
+                  third = {.poller.poll = source_poll};
+
+    begin();
+    poller_add(loop, &first.poller);
+    poller_add(loop, &second.poller);
+    poller_add(loop, &third.poller);
+    victim = &second;
+    turns(1);
+    ck_assert(second.gone);
+    ck_assert_uint_eq(second.asked, 0);
+    ck_assert_uint_eq(third.asked, 1);
+    /* Itself. */
+    victim = &first;
+    turns(1);
+    ck_assert(first.gone);
+    ck_assert_uint_eq(third.asked, 2);
+    poller_remove(&third.poller, source_gone);
+    end();
+}
+END_TEST
+
+static bool source_rests(struct poller *poller)
+{
+    container_of(poller, struct source, poller)->asked++;
+    poller_rest(poller);
+    return true;
+}
+
+START_TEST(a_poller_that_rests)
+{
+    struct source source = {.poller.poll = source_rests};
+
+    begin();
+    poller_add(loop, &source.poller);
+    turns(COLD_AFTER);
+    ck_assert_uint_eq(source.asked, 1);
+    ck_assert_uint_eq(poll_count, 0);
+    poller_heat(&source.poller);
+    turns(3);
+    ck_assert_uint_eq(source.asked, 2);
+    poller_remove(&source.poller, source_gone);
+    ck_assert(source.gone);
+    end();
+}
+END_TEST
+
+/* Messages. */
+
+static void message_posts(struct loop_message *message)
+{
+    note("1");
+    message->run = message_noted;
+    loop_post(loop, message);
+}
+
+START_TEST(a_message_posted_again)
+{
+    struct loop_message first = {.run = message_posts}, second = {.run = message_noted};
+
+    begin();
+    loop_post(loop, &first);
+    loop_post(loop, &second);
+    loop_turn(loop);
+    ck_assert_str_eq(history, "1mR");
+    loop_turn(loop);
+    ck_assert_str_eq(history, "1mRmR");
+    end();
+}
+END_TEST
+
+/* In threads. */
+
+struct letter {
+    struct loop_message message;
+    unsigned sender, number;
+};
+
+static unsigned expected[SENDERS];
+static _Atomic unsigned wrong;
+static sem_t letters_read;
+
+static void letter_read(struct loop_message *message)
+{
+    struct letter *letter = container_of(message, struct letter, message);
+
+    if (letter->number != expected[letter->sender]++)
+        atomic_fetch_add(&wrong, 1);
+    if (letter->number == MESSAGES - 1)
+        sem_post(&letters_read);
+}
+
+struct sender {
+    pthread_t thread;
+    struct loop *to;
+    struct letter *letters;
+    unsigned number;
+};
+
+static void *sender_main(void *arg)
+{
+    struct sender *sender = arg;
+
+    for (unsigned i = 0; i < MESSAGES; i++) {
+        sender->letters[i] = (struct letter){.message.run = letter_read, .sender = sender->number, .number = i};
+        loop_post(sender->to, &sender->letters[i].message);
+        /* So that it also falls asleep. */
+        if (i % 1000 == 0)
+            usleep(2000);
+    }
+    return NULL;
+}
+
+static void letters(enum loop_ring kind)
+{
+    AUTO_ERROR struct error err = {0};
+    struct sender senders[SENDERS];
+    struct loop *main_loop, *reader;
+
+    loop_set_ring(kind);
+    memset(expected, 0, sizeof(expected));
+    sem_init(&letters_read, 0, 0);
+    if (loop_create(&main_loop, "main", NULL, &err) < 0)
+        return;     /* no io_uring here */
+    ck_assert_int_eq(loop_create(&reader, "reader", NULL, &err), 0);
+    ck_assert_int_eq(loop_start_thread(reader, &err), 0);
+    for (unsigned i = 0; i < SENDERS; i++) {
+        senders[i] =
+            (struct sender){.to = reader, .number = i, .letters = memory_array(MESSAGES, sizeof(struct letter))};
+        ck_assert_int_eq(pthread_create(&senders[i].thread, NULL, sender_main, &senders[i]), 0);
+    }
+    for (unsigned i = 0; i < SENDERS; i++)
+        sem_wait(&letters_read);
+    for (unsigned i = 0; i < SENDERS; i++)
+        pthread_join(senders[i].thread, NULL);
+    loop_stop_thread(reader);
+    loop_destroy(reader);
+    loop_destroy(main_loop);
+    for (unsigned i = 0; i < SENDERS; i++) {
+        ck_assert_uint_eq(expected[i], MESSAGES);
+        free(senders[i].letters);
+    }
+    ck_assert_uint_eq(wrong, 0);
+    sem_destroy(&letters_read);
+}
+
+START_TEST(messages_of_each_thread_in_order)
+{
+    letters(LOOP_RING_URING);
+    letters(LOOP_RING_THREADS);
+}
+END_TEST
+
+START_TEST(at_most_so_many_loops)
+{
+    AUTO_ERROR struct error err = {0};
+    struct loop *all[LOOP_MAX], *more;
+
+    loop_set_ring(LOOP_RING_THREADS);
+    for (unsigned i = 0; i < LOOP_MAX; i++) {
+        ck_assert_int_eq(loop_create(&all[i], "loop", &fake, &err), 0);
+        ck_assert_uint_eq(all[i]->index, i);
+    }
+    ck_assert_int_eq(loop_create(&more, "more", &fake, &err), -EAGAIN);
+    ck_assert_ptr_nonnull(strstr(err.text, "63"));
+    loop_destroy(all[7]);
+    error_clear(&err);
+    ck_assert_int_eq(loop_create(&all[7], "again", &fake, &err), 0);
+    ck_assert_uint_eq(all[7]->index, 7);
+    for (unsigned i = LOOP_MAX; i > 0; i--)
+        loop_destroy(all[i - 1]);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const all[] = {
+        order_of_phases,
+        causes,
+        many_timers,
+        timers_change_timers,
+        pollers_grow_cold,
+        a_cold_poller_is_heated,
+        a_poller_removes_others,
+        a_poller_that_rests,
+        a_message_posted_again,
+        a_hook_that_queues_itself,
+        messages_of_each_thread_in_order,
+        at_most_so_many_loops,
+    };
+    Suite *suite = suite_create("loop");
+    TCase *tests = tcase_create("loop");
+
+    for (unsigned i = 0; i < array_size(all); i++)
+        tcase_add_test(tests, all[i]);
+    tcase_set_timeout(tests, 60);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+
+    srunner_free(runner);
+    return failed != 0;
+}
