@@ -80,7 +80,8 @@ __attribute__((unused)) static void make_file(uint64_t size)
     ck_assert_int_eq(ftruncate(fd, (off_t)size), 0);
 }
 
-static int try_open(const char *name, const struct node_options *options, struct node **ret, struct error *err)
+__attribute__((unused)) static int try_open(const char *name, const struct node_options *options, struct node **ret,
+                                            struct error *err)
 {
     struct change *change = change_new();
     struct node_options own = *options;
@@ -95,7 +96,7 @@ static int try_open(const char *name, const struct node_options *options, struct
     return change_apply(change, err);
 }
 
-static struct node_options options_of(const char *path, bool direct)
+__attribute__((unused)) static struct node_options options_of(const char *path, bool direct)
 {
     static struct node_cache cache;
 
@@ -122,7 +123,7 @@ __attribute__((unused)) static struct node *open_node(const char *name, bool dir
     return node;
 }
 
-static void close_node(struct node *node)
+__attribute__((unused)) static void close_node(struct node *node)
 {
     AUTO_ERROR struct error err = {0};
     struct change *change = change_new();
