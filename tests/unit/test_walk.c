@@ -93,8 +93,7 @@ static enum step end_map(struct node *node, struct request *req)
     return request_up(req, result);
 }
 
-static const struct driver end_driver = {
-    .name = "end", .kind = DRIVER_PROTOCOL, .ops = ALL_OPS, .request_flags = ALL_FLAGS, .map = end_map};
+static const struct driver end_driver = {.name = "end", .ops = ALL_OPS, .request_flags = ALL_FLAGS, .map = end_map};
 
 static enum step pass_map(struct node *node, struct request *req)
 {
@@ -104,8 +103,7 @@ static enum step pass_map(struct node *node, struct request *req)
     return request_down(req, &layer->below);
 }
 
-static const struct driver pass_driver = {
-    .name = "pass", .kind = DRIVER_FILTER, .ops = ALL_OPS, .request_flags = ALL_FLAGS, .map = pass_map};
+static const struct driver pass_driver = {.name = "pass", .ops = ALL_OPS, .request_flags = ALL_FLAGS, .map = pass_map};
 
 /* Sees the way up. The frame is filled to its last byte, and looked at again. */
 
@@ -145,13 +143,14 @@ static enum step frame_after(struct node *node, struct request *req, void *scrat
     return STEP_UP;
 }
 
-static const struct driver frame_driver = {.name = "frame",
-                                           .kind = DRIVER_FILTER,
-                                           .ops = ALL_OPS,
-                                           .request_flags = ALL_FLAGS,
-                                           .scratch_size = sizeof(struct frame_content),
-                                           .map = frame_map,
-                                           .after = frame_after};
+static const struct driver frame_driver = {
+    .name = "frame",
+    .ops = ALL_OPS,
+    .request_flags = ALL_FLAGS,
+    .scratch_size = sizeof(struct frame_content),
+    .map = frame_map,
+    .after = frame_after,
+};
 
 /* Requests. */
 
@@ -272,8 +271,7 @@ static enum step hold_map(struct node *node, struct request *req)
     return STEP_HELD;
 }
 
-static const struct driver hold_driver = {
-    .name = "hold", .kind = DRIVER_FILTER, .ops = ALL_OPS, .request_flags = ALL_FLAGS, .map = hold_map};
+static const struct driver hold_driver = {.name = "hold", .ops = ALL_OPS, .request_flags = ALL_FLAGS, .map = hold_map};
 
 static void held(void)
 {
@@ -319,12 +317,8 @@ static enum step slow_slow(struct node *node, struct request *req)
     return pass_map(node, req);
 }
 
-static const struct driver slow_driver = {.name = "slow",
-                                          .kind = DRIVER_FILTER,
-                                          .ops = ALL_OPS,
-                                          .request_flags = ALL_FLAGS,
-                                          .map = slow_map,
-                                          .slow = slow_slow};
+static const struct driver slow_driver = {
+    .name = "slow", .ops = ALL_OPS, .request_flags = ALL_FLAGS, .map = slow_map, .slow = slow_slow};
 
 static enum step slow_holds(struct node *node, struct request *req)
 {
@@ -588,20 +582,18 @@ BOTH_RINGS(options)
 
 int main(void)
 {
-    const TTest *const all[] = {
-        test_frames,
-        test_down_again,
-        test_long_chain,
-        test_held,
-        test_waiting,
-        test_emulated_fua,
-        test_emulated_fua_without_flush,
-        test_emulated_zeroes,
-        test_other_ops,
-        test_refused,
-        test_options,
-        extents,
-    };
+    const TTest *const all[] = {test_frames,
+                                test_down_again,
+                                test_long_chain,
+                                test_held,
+                                test_waiting,
+                                test_emulated_fua,
+                                test_emulated_fua_without_flush,
+                                test_emulated_zeroes,
+                                test_other_ops,
+                                test_refused,
+                                test_options,
+                                extents};
 
     return run_tests("walk", all, array_size(all));
 }
