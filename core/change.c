@@ -5,9 +5,11 @@
 #include "core/change.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "core/change_list.h"
 #include "core/colock.h"
+#include "core/consumer.h"
 #include "core/drain.h"
 #include "core/driver.h"
 #include "core/error.h"
@@ -123,20 +125,20 @@ void change_abort(struct change *change)
             action->type->abort(action->data);
     }
     /* Edges of nodes that abort() freed are not here any more: see node_add(). */
-    list_for_each(changed, &change->edges, link) {
-        if (changed->edge)
-            changed->edge->next_child = changed->edge->child;
-    }
+    list_for_each(changed, &change->edges, link)
+        changed->edge->next_child = changed->edge->child;
     change_free(change);
 }
 
 void change_forget_edge(struct change *change, struct edge *edge)
 {
-    struct change_edge *changed;
+    struct change_edge *changed, *after;
 
-    list_for_each(changed, &change->edges, link) {
-        if (changed->edge == edge)
-            changed->edge = NULL;
+    list_for_each_safe(changed, after, &change->edges, link) {
+        if (changed->edge != edge)
+            continue;
+        list_remove(&changed->link);
+        free(changed);
     }
 }
 
@@ -149,6 +151,50 @@ static int change_check(struct change *change, struct error *err)
     if (result == 0)
         result = change_scratch(change, err);
     return result < 0 ? result : change_claim(change, err);
+}
+
+static struct node *change_below_filters(struct node *node, bool next)
+{
+    while (node) {
+        const struct edge *filtered = next ? node_next(node)->filtered : node->filtered;
+        struct node *below = filtered ? next ? filtered->next_child : filtered->child : NULL;
+
+        if (!below)
+            break;
+        node = below;
+    }
+    return node;
+}
+
+/* What a writer is taken away from gets no flush of his any more. Filters that come and go make no difference. */
+static bool change_leaves_writes(const struct edge *edge)
+{
+    struct node *parent = edge_parent_node_of(edge), *child = edge->next_child;
+
+    if (!list_is_linked(&edge->in_child) || !(edge->have.taken & PERM_WRITE) ||
+        (!child && (!parent || parent->flags & NODE_REMOVED)))
+        return false;
+    if (!child) {
+        const struct edge *other = node_child_by_name(node_next(parent), edge->name);
+
+        child = other ? other->next_child : NULL;
+    }
+    return change_below_filters(edge->child, false) != change_below_filters(child, true);
+}
+
+static int change_flush(struct change *change, struct error *err)
+{
+    struct change_edge *changed;
+
+    list_for_each(changed, &change->edges, link) {
+        struct edge self = {.child = changed->edge->child};
+        int result = change_leaves_writes(changed->edge) ? edge_flush(&self) : 0;
+
+        if (result < 0)
+            return error_set(err, result, "Could not flush node '%s' before it is replaced: %s", self.child->name,
+                             strerror(-result));
+    }
+    return 0;
 }
 
 static int change_settle(struct change *change, struct error *err)
@@ -171,11 +217,15 @@ static void change_commit(struct change *change)
 
     list_for_each(changed, &change->edges, link) {
         struct edge *edge = changed->edge;
+        const struct node *before = edge->parent.ops == &edge_parent_consumer ? edge->child : NULL;
 
         list_remove(&edge->in_child);
         edge->child = edge->next_child;
-        if (edge->child)
-            list_append(&edge->child->parents, &edge->in_child);
+        if (!edge->child)
+            continue;
+        list_append(&edge->child->parents, &edge->in_child);
+        if (before && before->size != edge->child->size)
+            edge->parent.ops->resized(edge, edge->child->size);
     }
     change_commit_graph(change);
     for (unsigned i = 0; i < change->order_count; i++) {
@@ -190,6 +240,14 @@ static void change_commit(struct change *change)
     }
 }
 
+int change_try(struct change *change, struct error *err)
+{
+    int result = change_check(change, err);
+
+    change_abort(change);
+    return result;
+}
+
 int change_apply(struct change *change, struct error *err)
 {
     struct drain *drain = NULL;
@@ -201,10 +259,13 @@ int change_apply(struct change *change, struct error *err)
         return result;
     }
     unsigned count = change_affected(change, &consumers);
-
     result = drain_begin(&drain, consumers, count, change_drain_limit_ns, err);
     if (result == 0)
+        result = change_flush(change, err);
+    if (result == 0)
         result = change_settle(change, err);
+    if (result == 0)
+        result = change_settle_nodes(change, err);
     if (result == 0)
         change_commit(change);
     if (drain)

@@ -47,6 +47,9 @@ void change_touch(struct change *change, struct node *node);
 int change_apply(struct change *change, struct error *err);
 void change_abort(struct change *change);
 
+/* Only the checks: nobody is drained, nothing happens. Frees the change. */
+int change_try(struct change *change, struct error *err);
+
 /* How long a drain may take before the change fails with -ETIMEDOUT; 30 s unless told. */
 extern uint64_t change_drain_limit_ns;
 

@@ -79,12 +79,14 @@ static int order_from(struct order_walk *walk, struct node *root, struct error *
     while (walk->depth) {
         struct order_frame *frame = &walk->stack[walk->depth - 1];
 
-        if (frame->next == frame->node->child_count) {
+        const struct node *next = node_next(frame->node);
+
+        if (frame->next == next->child_count) {
             order_emit(walk->change, frame->node);
             walk->depth--;
             continue;
         }
-        struct edge *edge = frame->node->children[frame->next++];
+        struct edge *edge = next->children[frame->next++];
         struct node *child = edge->next_child;
 
         if (!child || child->next.order == ORDER_DONE)
@@ -152,9 +154,9 @@ static void edge_compute_want(struct edge *edge)
 
     if (!parent)
         return;
-    edge->want = permission_default(parent, edge, &parent->next.total);
+    edge->want = permission_default(node_next(parent), edge, &parent->next.total);
     if (parent->driver->permissions)
-        parent->driver->permissions(parent, edge, &edge->want);
+        parent->driver->permissions(node_next(parent), edge, &edge->want);
 }
 
 static int permission_conflict(struct edge *other, void *arg)
@@ -196,7 +198,7 @@ static int permission_check(struct edge *edge, void *arg)
 
 static int permission_read_only(struct node *node, struct error *err)
 {
-    if (node->flags & NODE_READ_ONLY && node->next.total.taken & (PERM_WRITE | PERM_RESIZE))
+    if (node_next(node)->flags & NODE_READ_ONLY && node->next.total.taken & (PERM_WRITE | PERM_RESIZE))
         return error_set(err, -EPERM, "Block node '%s' is read-only", node->name);
     if (node->flags & NODE_CORRUPTED && node->next.total.taken & ~node->total.taken & (PERM_WRITE | PERM_RESIZE))
         return error_set(err, -EPERM, "Block node '%s' is corrupted and cannot be written", node->name);
@@ -228,7 +230,8 @@ int change_claim(struct change *change, struct error *err)
     for (unsigned i = 0; i < change->order_count; i++) {
         struct node *node = change->order[i];
 
-        if (!node->driver->claim || memcmp(&node->total, &node->next.total, sizeof(node->total)) == 0)
+        if (!node->driver->claim ||
+            (!node->next.self && memcmp(&node->total, &node->next.total, sizeof(node->total)) == 0))
             continue;
         node->next.claimed = true;
         int result = node->driver->claim(node, &node->next.total, false, err);
@@ -283,8 +286,8 @@ int change_scratch(struct change *change, struct error *err)
         struct permission_fold fold = {.change = change, .node = node, .err = err};
         unsigned below = 0;
 
-        for (unsigned c = 0; c < node->child_count; c++) {
-            const struct node *child = node->children[c]->next_child;
+        for (unsigned c = 0; c < node_next(node)->child_count; c++) {
+            const struct node *child = node_next(node)->children[c]->next_child;
 
             if (child && child->next.scratch > below)
                 below = child->next.scratch;

@@ -53,6 +53,12 @@ int change_scratch(struct change *change, struct error *err);
 /* Makes it so: permissions, claims, frame bytes. */
 void change_commit_graph(struct change *change);
 
+/*
+ * While drained: nodes that are reopened become what they will be, children before parents. If that fails, all are as
+ * they were. node_reopen.c.
+ */
+int change_settle_nodes(struct change *change, struct error *err);
+
 /* Consumers that reach what changes; *ret is the caller's to free. */
 unsigned change_affected(struct change *change, struct consumer ***ret);
 

@@ -102,6 +102,20 @@ int consumer_attach(struct change *change, struct consumer *consumer, const char
     return result;
 }
 
+int consumer_move(struct change *change, struct consumer *consumer, const char *name, struct error *err)
+{
+    struct source *source = source_find(name);
+    struct node *node = source ? source->top.next_child : node_lookup(name, err);
+
+    if (!node)
+        return -ENODEV;
+    int result = change_replace(change, &consumer->edge, node, err);
+
+    if (result == 0)
+        consumer_follow(change, consumer, source);
+    return result;
+}
+
 void consumer_detach(struct change *change, struct consumer *consumer)
 {
     if (!consumer->edge.next_child)

@@ -66,6 +66,8 @@ void consumer_destroy(struct consumer *consumer);       /* detached, nothing in 
 
 /* Adds to change: attach to a source or node called name (a source is looked up first). */
 int consumer_attach(struct change *change, struct consumer *consumer, const char *name, struct error *err);
+/* Adds to change: one that is attached goes to another source or node. */
+int consumer_move(struct change *change, struct consumer *consumer, const char *name, struct error *err);
 /* Adds to change: detach. Nothing happens if it is not attached. */
 void consumer_detach(struct change *change, struct consumer *consumer);
 

@@ -6,13 +6,15 @@
  * <name>_driver with '-' as '_'; the generated driver_table[] refers to it.
  *
  * Who calls, where, and may it wait:
- *   open, close, resize, finish,  main loop, in a coroutine; may wait. Children are attached before
- *   create                        open(), and locked as the permissions of ROLE_METADATA edges ask;
+ *   open, close, resize, finish   main loop, in a coroutine; may wait. Children are attached before
+ *                                 open(), and locked as the permissions of ROLE_METADATA edges ask;
  *                                 at close() they are gone, so that it does no I/O: core has called
- *                                 finish() and flushed the node before.
+ *                                 finish() and flushed the node before. close() looks at node->state only.
+ *   reopen                        main loop; may wait. Others use the node meanwhile.
  *   backing, children_changed     main loop; backing may wait.
  *   grow                          any loop, in a coroutine; may wait.
- *   permissions, claim            main loop; must not wait.
+ *   permissions, claim            main loop; must not wait. permissions looks at options, flags and the edge's name
+ *                                 only: node may be one that is not open yet.
  *   map, after                    any loop, several at once; must not wait, allocate or lock.
  *   slow                          any loop, several at once, in a coroutine of that loop; may wait.
  *   quiesce                       every loop, in a drain; must not wait.
@@ -41,6 +43,15 @@
 #include "core/options.h"
 #include "core/request.h"
 
+struct change;
+
+/* What reopen() answers, if not a negative errno. */
+enum reopen {
+    REOPEN_AGAIN,       /* while drained: finish(), open() with the new options and children, close() what was */
+    REOPEN_PREPARED,    /* next->state is the open second state: it takes the place of the first while drained */
+    REOPEN_KEPT         /* the state stays: what is to change there, an action does that reopen() added to the change */
+};
+
 enum driver_kind { DRIVER_PROTOCOL, DRIVER_FORMAT, DRIVER_VIEW, DRIVER_FILTER, DRIVER_COMPOSITE };
 
 struct driver {
@@ -54,6 +65,15 @@ struct driver {
     /* options points at the driver's own struct, e.g. struct file_options. Sets node->size. */
     int (*open)(struct node *node, const void *options, struct error *err);
     void (*close)(struct node *node);
+    /*
+     * Prepares for the options, flags and children of next, which node will get. Nothing may be visible yet, and it may
+     * all be undone. An action of its own settles and commits when it is quiet; at its commit node has what was next's.
+     * Optional: REOPEN_AGAIN.
+     */
+    int (*reopen)(struct node *node, struct node *next, struct change *change, struct error *err);
+    /* The node has a second state now, of either kind: it takes over what is to last from the one before, and what has
+     * changed there since reopen(), the size of the node too. Main loop, must not wait. Optional. */
+    void (*adopt)(struct node *node, const void *before);
     /* Sets node->size; a layer above another uses edge_resize(). While drained. */
     int (*resize)(struct node *node, uint64_t size, struct error *err);
     /* The child behind edge has another size now: sets node->size if that follows. Optional; filters
@@ -82,7 +102,7 @@ struct driver {
     enum step (*after)(struct node *node, struct request *req, void *scratch);   /* answers DOWN or UP */
     /* For drivers that hold requests for longer than I/O takes: a drain needs them back. On this loop, from begin
      * until end nothing is held, and what was held goes on or fails; what comes meanwhile is part of larger units of
-     * work. Optional. */
+     * work. The end may come without a begin, for a state that was opened in between. Optional. */
     void (*quiesce)(struct node *node, bool begin);
     const struct object_property *properties;   /* of the node's object besides those of all; ends with name == NULL */
 };

@@ -21,6 +21,7 @@ struct change;
 struct driver;
 struct error;
 struct node_options;
+struct node_ref;
 
 #define NODE_NAME_MAX 31
 
@@ -54,9 +55,17 @@ struct node {
         uint32_t scratch;
         uint8_t order;
         bool claimed, affected, reached;
+        struct node *self;          /* what its reopening makes of it: options, flags, children; NULL: it stays */
+        void *reopening;            /* of such a one: node_reopen.c */
     } next;
     struct object object;           /* /nodes/<name> */
 };
+
+/* The node as it would be in the change under way. Identity, parents and everything else are those of node. */
+static inline struct node *node_next(struct node *node)
+{
+    return node->next.self ? node->next.self : node;
+}
 
 /* Driver options of the node: the member of the union for its driver. */
 void *node_driver_options(const struct node *node);
@@ -86,6 +95,34 @@ int node_add(struct change *change, const struct node_options *options, struct n
 /* Adds to change: the node goes, with its inline children. -EBUSY "Node 'x' is in use ..." while
  * it has parents (in the next graph). */
 int node_remove(struct change *change, struct node *node, struct error *err);
+
+/* Adds to change, after an edge to the node went: an implicit one goes too, if nobody else has it. */
+int node_release(struct change *change, struct node *node, struct error *err);
+
+/*
+ * Adds to change: the node gets these options (copied), all of them: what is
+ * absent has its default again. Children that differ are attached, replaced
+ * and detached; implicit children are reopened with what is defined for them
+ * here, or go. State is kept where the driver can (driver->reopen), else the
+ * driver closes and opens anew, all while the change has its users drained. Errors:
+ * "Cannot change the option 'x'" for what never changes, frozen edges, what
+ * the driver says. Main loop coroutine.
+ */
+int node_reopen(struct change *change, struct node *node, const struct node_options *options, struct error *err);
+
+/* Adds to change: the node with another child on the edge called name. ref is NULL, or null, for none: what is required
+ * refuses that. "children.5" may leave gaps. By node_reopen(). */
+int node_set_child(struct change *change, struct node *node, const char *name, const struct node_ref *ref,
+                   struct error *err);
+int node_set_child_node(struct change *change, struct node *node, const char *name, const struct node *child,
+                        struct error *err);
+
+/* Options that make the node again as it is in the next graph, with its implicit children inside; the caller's. */
+struct node_options *node_describe(struct node *node);
+/* The option that is the filtered child; NULL if the driver has none. */
+struct node_ref **node_filtered_ref(const struct node_options *options);
+/* Options for another node_reopen() in this change: its children by name, as they would be. The caller's. */
+struct node_options *node_next_options(struct node *node);
 
 /* Grows or shrinks to size bytes: a change of its own, with a drain. Main loop coroutine. Refused
  * by name: read-only nodes, users that do not share PERM_RESIZE, drivers without resize. */

@@ -16,6 +16,7 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "core/node.h"
+#include "core/node_make.h"
 #include "core/node_object.h"
 #include "core/request_side.h"
 #include "generated/options.h"
@@ -25,16 +26,6 @@
 
 /* Images of one backing chain that images name. */
 #define NODE_CHAIN_MAX 1024
-
-/* Where a node is added: at the top, or inside another one. */
-struct node_place {
-    struct node *inside;            /* NULL: at the top */
-    uint32_t role;                  /* of the edge that will lead to it */
-    unsigned depth;
-};
-
-static int node_add_at(struct change *change, const struct node_options *options, struct node_place place,
-                       struct node **ret, struct error *err);
 
 static enum step node_map_filter(struct node *node, struct request *req)
 {
@@ -72,12 +63,16 @@ static char *node_make_name(void)
     return memory_format("#block%u", next++);
 }
 
-static void node_free(struct node *node)
+void node_edge_free(struct edge *edge)
 {
-    for (unsigned i = 0; i < node->child_count; i++) {
-        free(node->children[i]->name);
-        free(node->children[i]);
-    }
+    free(edge->name);
+    free(edge);
+}
+
+void node_free(struct node *node)
+{
+    for (unsigned i = 0; i < node->child_count; i++)
+        node_edge_free(node->children[i]);
     free(node->children);
     free(node->state);
     option_free(&node_options_type, node->options);
@@ -117,14 +112,15 @@ static void node_add_abort(void *action)
 static const struct change_type node_add_type = {
     .name = "add node", .commit = node_add_commit, .abort = node_add_abort};
 
-/* What an inline child takes over from the node that it is defined in. Overlays do not write to what is below. */
-static struct node_options *node_inherit(const struct node_options *options, const struct node *inside, uint32_t role)
+/* Overlays do not write to what is below. */
+struct node_options *node_inherit(const struct node_options *options, struct node_place place)
 {
+    const struct node *inside = place.inside;
     struct node_options *own = option_copy(&node_options_type, options);
 
     if (!inside)
         return own;
-    own->read_only |= inside->options->read_only || role & ROLE_BACKING;
+    own->read_only |= inside->options->read_only || place.role & ROLE_BACKING;
     own->force_share |= inside->options->force_share;
     if (own->discard == NODE_DISCARD_IGNORE)
         own->discard = inside->options->discard;
@@ -133,18 +129,23 @@ static struct node_options *node_inherit(const struct node_options *options, con
     return own;
 }
 
-static struct edge *node_edge_new(struct node *node, const char *name, uint32_t role)
+struct edge *node_edge_new(struct node *parent, const char *name, uint32_t role)
 {
     struct edge *edge = memory_new(struct edge);
 
-    edge->parent = (struct edge_parent){.ops = &edge_parent_node, .object = node};
+    edge->parent = (struct edge_parent){.ops = &edge_parent_node, .object = parent};
     edge->name = memory_string(name);
     edge->role = role;
+    list_link_init(&edge->in_child);
+    return edge;
+}
+
+void node_edge_append(struct node *node, struct edge *edge)
+{
     node->children = memory_grow(node->children, node->child_count + 1u, sizeof(*node->children));
     node->children[node->child_count++] = edge;
-    if (role & ROLE_FILTERED)
+    if (edge->role & ROLE_FILTERED)
         node->filtered = edge;
-    return edge;
 }
 
 static int node_attach_child(struct change *change, struct node *node, const char *name, uint32_t role,
@@ -153,70 +154,93 @@ static int node_attach_child(struct change *change, struct node *node, const cha
     struct edge *edge = node_edge_new(node, name, role);
     int result = change_attach(change, edge, child, err);
 
+    node_edge_append(node, edge);
     /* open() reads through it; others see nothing before the commit. */
     edge->child = child;
     return result;
 }
 
-static int node_add_child(struct change *change, struct node *node, const char *name, uint32_t role,
-                          const struct node_ref *ref, unsigned depth, struct error *err)
+int node_each_ref(const struct node_options *options,
+                  int (*visit)(const struct option_field *field, const char *name, struct node_ref **ref, void *arg),
+                  void *arg)
 {
-    struct node_place place = {.inside = node, .role = role, .depth = depth + 1};
+    const struct option_type *type;
+    char *branch = option_branch_of(&node_options_type, options, &type);
+
+    for (unsigned i = 0; branch && i < type->field_count; i++) {
+        const struct option_field *field = &type->fields[i];
+        const struct option_array *array = (const void *)(branch + field->offset);
+        int result = 0;
+
+        if (!field->child_role)
+            continue;
+        if (field->type.kind != OPTION_ARRAY)
+            result = visit(field, field->name, (struct node_ref **)(void *)(branch + field->offset), arg);
+        for (size_t n = 0; field->type.kind == OPTION_ARRAY && n < array->count && result == 0; n++) {
+            AUTO_FREE char *name = memory_format("%s.%zu", field->name, n);
+
+            result = visit(field, name, (struct node_ref **)array->items + n, arg);
+        }
+        if (result != 0)
+            return result;
+    }
+    return 0;
+}
+
+struct node_children {
+    struct change *change;
+    struct node *node;
+    unsigned depth;
+    struct error *err;
+};
+
+static int node_add_child(const struct option_field *field, const char *name, struct node_ref **where, void *arg)
+{
+    const struct node_children *children = arg;
+    const struct node_ref *ref = *where;
+    struct node_place place = {.inside = children->node, .role = field->child_role, .depth = children->depth + 1};
     struct node *child = NULL;
     int result;
 
     if (!ref || ref->null)
         return 0;
     if (ref->name)
-        result = (child = node_lookup(ref->name, err)) ? 0 : -ENODEV;
+        result = (child = node_lookup(ref->name, children->err)) ? 0 : -ENODEV;
     else
-        result = node_add_at(change, ref->node, place, &child, err);
-    return result < 0 ? result : node_attach_child(change, node, name, role, child, err);
+        result = node_add_at(children->change, ref->node, place, &child, children->err);
+    return result < 0 ? result
+                      : node_attach_child(children->change, children->node, name, field->child_role, child,
+                                          children->err);
 }
 
 static int node_add_children(struct change *change, struct node *node, unsigned depth, struct error *err)
 {
-    const struct option_type *type;
-    char *options = option_branch_of(&node_options_type, node->options, &type);
+    struct node_children children = {.change = change, .node = node, .depth = depth, .err = err};
 
-    for (unsigned i = 0; options && i < type->field_count; i++) {
-        const struct option_field *field = &type->fields[i];
-        int result = 0;
-
-        if (!field->child_role)
-            continue;
-        if (field->type.kind == OPTION_ARRAY) {
-            const struct option_array *array = (const void *)(options + field->offset);
-            struct node_ref **refs = array->items;
-
-            for (size_t n = 0; n < array->count && result == 0; n++) {
-                AUTO_FREE char *name = memory_format("%s.%zu", field->name, n);
-
-                result = node_add_child(change, node, name, field->child_role, refs[n], depth, err);
-            }
-        } else {
-            struct node_ref **ref = (struct node_ref **)(void *)(options + field->offset);
-
-            result = node_add_child(change, node, field->name, field->child_role, *ref, depth, err);
-        }
-        if (result < 0)
-            return result;
-    }
-    return 0;
+    return node_each_ref(node->options, node_add_child, &children);
 }
 
-static int node_check_options(const struct node_options *options, const struct node *inside, struct error *err)
+int node_check_common(const struct node_options *options, struct error *err)
 {
     if (options->force_share && !options->read_only)
         return error_set(err, -EINVAL, "force-share=on needs read-only=on");
     if (options->detect_zeroes == NODE_DETECT_ZEROES_UNMAP && options->discard != NODE_DISCARD_UNMAP)
         return error_set(err, -EINVAL, "detect-zeroes=unmap needs discard=unmap");
-    if (options->node_name)
-        return node_check_name(options->node_name, err);
-    return inside ? 0 : error_set(err, -EINVAL, "'node-name' must be specified for the root node");
+    return 0;
 }
 
-static struct node *node_new(struct node_options *options, bool implicit)
+static int node_check_options(const struct node_options *options, struct node_place place, struct error *err)
+{
+    int result = node_check_common(options, err);
+
+    if (result < 0)
+        return result;
+    if (options->node_name)
+        return node_check_name(options->node_name, err);
+    return place.inside || place.implicit ? 0 : error_set(err, -EINVAL, "'node-name' must be specified for the root node");
+}
+
+struct node *node_new(struct node_options *options, bool implicit)
 {
     const struct driver *driver = driver_table[options->driver];
     struct node *node = memory_aligned(sizeof(*node), 64);
@@ -235,8 +259,7 @@ static struct node *node_new(struct node_options *options, bool implicit)
     return node;
 }
 
-/* Frame bytes of a node whose children are there: open() sends requests down to them. */
-static void node_count_scratch(struct node *node)
+void node_count_scratch(struct node *node)
 {
     unsigned below = 0;
 
@@ -256,14 +279,14 @@ static int node_add_one(struct change *change, const struct node_options *option
 {
     if (place.depth > NODE_DEPTH_MAX)
         return error_set(err, -E2BIG, "More than %d nodes are defined inside each other", NODE_DEPTH_MAX);
-    struct node_options *own = node_inherit(options, place.inside, place.role);
-    int result = node_check_options(own, place.inside, err);
+    struct node_options *own = node_inherit(options, place);
+    int result = node_check_options(own, place, err);
 
     if (result < 0) {
         option_free(&node_options_type, own);
         return result;
     }
-    struct node *node = node_new(own, place.inside != NULL);
+    struct node *node = node_new(own, place.inside || place.implicit);
     struct node_adding *adding = change_add(change, &node_add_type, sizeof(*adding));
 
     *adding = (struct node_adding){.change = change, .node = node};
@@ -310,7 +333,7 @@ static int node_add_backing(struct change *change, struct node *node, struct nod
 }
 
 /* A chain is followed in a loop: its length is its images' matter, the stack is ours. */
-static int node_add_at(struct change *change, const struct node_options *options, struct node_place place,
+int node_add_at(struct change *change, const struct node_options *options, struct node_place place,
                        struct node **ret, struct error *err)
 {
     AUTO_FREE struct node **chain = NULL;
@@ -412,10 +435,11 @@ static int node_still_used(struct edge *edge, void *arg)
 
 static int node_remove_one(struct change *change, struct node *node, struct error *err)
 {
+    const struct node *next = node_next(node);
     int result = change_each_parent(change, node, node_still_used, err);
 
-    for (unsigned i = 0; i < node->child_count && result == 0; i++)
-        result = change_detach(change, node->children[i], err);
+    for (unsigned i = 0; i < next->child_count && result == 0; i++)
+        result = change_detach(change, next->children[i], err);
     if (result < 0)
         return result;
     struct node_removing *removing = change_add(change, &node_remove_type, sizeof(*removing));
@@ -438,8 +462,8 @@ int node_remove(struct change *change, struct node *node, struct error *err)
 
         if (result < 0)
             return result;
-        for (unsigned i = 0; i < node->child_count; i++) {
-            struct node *child = node->children[i]->child;
+        for (unsigned i = 0; i < node_next(node)->child_count; i++) {
+            struct node *child = node_next(node)->children[i]->child;
 
             if (!child || !(child->flags & NODE_IMPLICIT) || child->flags & NODE_REMOVED ||
                 change_each_parent(change, child, node_still_used, NULL) != 0)
@@ -449,4 +473,12 @@ int node_remove(struct change *change, struct node *node, struct error *err)
         }
     }
     return 0;
+}
+
+int node_release(struct change *change, struct node *node, struct error *err)
+{
+    if (!(node->flags & NODE_IMPLICIT) || node->flags & NODE_REMOVED ||
+        change_each_parent(change, node, node_still_used, NULL) != 0)
+        return 0;
+    return node_remove(change, node, err);
 }

@@ -275,18 +275,21 @@ static bool option_value_equal(const struct option_value_type *type, const void 
     }
 }
 
+bool option_field_equal(const struct option_field *field, const void *a, const void *b)
+{
+    bool present = option_field_present(field, a);
+
+    if (present != option_field_present(field, b))
+        return false;
+    return !present ||
+           option_value_equal(&field->type, (const char *)a + field->offset, (const char *)b + field->offset);
+}
+
 static bool option_struct_equal(const struct option_type *type, const void *a, const void *b)
 {
-    for (unsigned i = 0; i < type->field_count; i++) {
-        const struct option_field *field = &type->fields[i];
-        bool present = option_field_present(field, a);
-
-        if (present != option_field_present(field, b))
+    for (unsigned i = 0; i < type->field_count; i++)
+        if (!option_field_equal(&type->fields[i], a, b))
             return false;
-        if (present && !option_value_equal(&field->type, (const char *)a + field->offset,
-                                           (const char *)b + field->offset))
-            return false;
-    }
     const struct option_type *branch_type;
     const void *branch = option_branch_of(type, a, &branch_type);
 

@@ -46,7 +46,8 @@ enum option_flag {
     OPTION_SECRET = 4,          /* never shown */
     OPTION_ALLOW_NULL = 8,      /* node-ref: null is allowed */
     OPTION_ELEMENT_DEFAULT = 16,/* the default applies when absent */
-    OPTION_ACCEPT_INTEGER = 32  /* string: JSON may give a number */
+    OPTION_ACCEPT_INTEGER = 32, /* string: JSON may give a number */
+    OPTION_OPEN = 64            /* options of a filter that need not say what is filtered */
 };
 
 enum option_change { OPTION_CHANGE_NEVER, OPTION_CHANGE_DRAIN, OPTION_CHANGE_LIVE };
@@ -127,6 +128,8 @@ void option_free(const struct option_type *type, void *options);
 /* Frees what the struct's members own and zeroes it; for structs on the stack or inside others. */
 void option_clear(const struct option_type *type, void *options);
 bool option_equal(const struct option_type *type, const void *a, const void *b);
+/* The same for one field of two structs. */
+bool option_field_equal(const struct option_field *field, const void *a, const void *b);
 
 /* The branch struct of a union's value and its type; NULL if that branch has no members, or if type
  * is no union. ret_type may be NULL. */

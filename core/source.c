@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "core/node.h"
+#include "core/node_make.h"
 
 struct list source_registry = LIST_INIT(source_registry);
 static struct list source_pending = LIST_INIT(source_pending);
@@ -150,8 +151,12 @@ int source_remove(struct change *change, struct source *source, struct error *er
     if (user)
         return error_set(err, -EBUSY, "Source '%s' is in use by %s '%s'", source->id, user->ops->kind,
                          user->ops->name(user));
+    struct node *top = source->top.next_child;
     int result = change_detach(change, &source->top, err);
 
+    /* Filters that were pushed were only there for it. */
+    if (result == 0)
+        result = node_release(change, top, err);
     if (result < 0)
         return result;
     struct source_action *removing = change_add(change, &source_remove_type, sizeof(*removing));

@@ -1,6 +1,7 @@
 /*
- * Commands that change the graph one node at a time: blockdev-add,
- * blockdev-del, block_resize. Several at once: cmd_transaction.c.
+ * Commands that change nodes and their relations: blockdev-add, blockdev-del,
+ * blockdev-reopen, x-blockdev-change, block_resize. Several at once:
+ * cmd_transaction.c.
  *
  * Whatever comes from the registries is looked up after change_new(), which
  * may wait for somebody who removes it.
@@ -14,7 +15,9 @@
 
 #include "core/change.h"
 #include "core/error.h"
+#include "core/export.h"
 #include "core/node.h"
+#include "core/source.h"
 #include "generated/commands.h"
 #include "generated/options.h"
 
@@ -59,6 +62,108 @@ int graph_blockdev_del(struct change *change, const char *node_name, struct erro
     if (node->flags & NODE_IMPLICIT)
         return error_set(err, -EBUSY, "Node %s is not owned by the monitor: it goes with its parent", node_name);
     return node_remove(change, node, err);
+}
+
+static int graph_reopen_one(struct change *change, const struct node_options *options, struct error *err)
+{
+    if (!options->node_name)
+        return error_set(err, -EINVAL, "node-name not specified");
+    struct node *node = node_find(options->node_name);
+
+    if (!node)
+        return error_set(err, -ENODEV, "Failed to find node with node-name='%s'", options->node_name);
+    return node_reopen(change, node, options, err);
+}
+
+int graph_blockdev_reopen(struct change *change, const struct blockdev_reopen_args *args, struct error *err)
+{
+    int result = 0;
+
+    for (size_t i = 0; i < args->options.count && !result; i++)
+        result = graph_reopen_one(change, args->options.items[i], err);
+    return result;
+}
+
+/* The node that ref means; one that is defined here is added. NULL for none. */
+static int graph_ref_node(struct change *change, const struct node_ref *ref, struct node **ret, struct error *err)
+{
+    *ret = NULL;
+    if (ref->null)
+        return 0;
+    if (ref->node)
+        return node_add(change, ref->node, ret, err);
+    return (*ret = node_lookup(ref->name, err)) ? 0 : -ENODEV;
+}
+
+static int graph_change_source(struct change *change, struct source *source, const char *child,
+                               const struct node_ref *ref, struct error *err)
+{
+    bool top = strcmp(child, "top") == 0;
+    struct node *node, *before = source->top.next_child;
+
+    if (!top && strcmp(child, "base") != 0)
+        return error_set(err, -EINVAL, "Source '%s' has no child '%s': it has top and base", source->id, child);
+    if (ref->null)
+        return error_set(err, -EINVAL, "Source '%s' cannot be without its child '%s'", source->id, child);
+    int result = graph_ref_node(change, ref, &node, err);
+
+    if (result)
+        return result;
+    if (!top)
+        return source_switch(change, source, node, err);
+    result = source_move(change, source, node, err);
+    return result ? result : node_release(change, before, err);
+}
+
+static int graph_change_export(struct change *change, struct export *export, const char *child,
+                               const struct node_ref *ref, struct error *err)
+{
+    struct node *node;
+
+    if (strcmp(child, "root") != 0)
+        return error_set(err, -EINVAL, "Export '%s' has no child '%s': it has root", export->id, child);
+    if (ref->null || export->stopping || export->leaving)
+        return error_set(err, -EINVAL, "Export '%s' cannot be without its child 'root'", export->id);
+    if (ref->name)
+        return consumer_move(change, &export->consumer, ref->name, err);
+    int result = graph_ref_node(change, ref, &node, err);
+
+    return result ? result : consumer_move(change, &export->consumer, node->name, err);
+}
+
+int graph_blockdev_change(struct change *change, const struct x_blockdev_change_args *args, struct error *err)
+{
+    struct node *node = node_find(args->parent);
+    struct source *source = source_find(args->parent);
+    struct export *export = export_find(args->parent);
+
+    if (node)
+        return node_set_child(change, node, args->child, args->node, err);
+    if (source)
+        return graph_change_source(change, source, args->child, args->node, err);
+    if (export)
+        return graph_change_export(change, export, args->child, args->node, err);
+    return error_set(err, -ENOENT, "There is no node, source or export '%s'", args->parent);
+}
+
+int qmp_blockdev_reopen(struct qmp_client *client, const struct blockdev_reopen_args *args, struct json_object **ret,
+                        struct error *err)
+{
+    struct change *change = change_new();
+
+    (void)client;
+    (void)ret;
+    return change_finish(change, graph_blockdev_reopen(change, args, err), err);
+}
+
+int qmp_x_blockdev_change(struct qmp_client *client, const struct x_blockdev_change_args *args,
+                          struct json_object **ret, struct error *err)
+{
+    struct change *change = change_new();
+
+    (void)client;
+    (void)ret;
+    return change_finish(change, graph_blockdev_change(change, args, err), err);
 }
 
 int qmp_blockdev_add(struct qmp_client *client, const struct node_options *args, struct json_object **ret,

@@ -217,6 +217,14 @@ int qmp_query_named_block_nodes(struct qmp_client *client, const struct query_na
     return 0;
 }
 
+static void query_options(struct json_object *array, struct node *node)
+{
+    struct node_options *options = node_describe(node);
+
+    json_object_array_add(array, option_to_json(&node_options_type, options));
+    option_free(&node_options_type, options);
+}
+
 int qmp_query_node_options(struct qmp_client *client, const struct query_node_options_args *args,
                            struct json_object **ret, struct error *err)
 {
@@ -227,12 +235,12 @@ int qmp_query_node_options(struct qmp_client *client, const struct query_node_op
         return -ENODEV;
     *ret = json_object_new_array();
     if (node) {
-        json_object_array_add(*ret, option_to_json(&node_options_type, node->options));
+        query_options(*ret, node);
         return 0;
     }
     list_for_each(node, &node_registry, in_registry)
         if (!(node->flags & NODE_IMPLICIT))
-            json_object_array_add(*ret, option_to_json(&node_options_type, node->options));
+            query_options(*ret, node);
     return 0;
 }
 

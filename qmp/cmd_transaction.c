@@ -30,6 +30,24 @@ static int transaction_add(struct change *change, const struct transaction_actio
         return graph_blockdev_add(change, &action->u.blockdev_add, err);
     case TRANSACTION_ACTION_TYPE_BLOCKDEV_DEL:
         return graph_blockdev_del(change, action->u.blockdev_del.node_name, err);
+    case TRANSACTION_ACTION_TYPE_BLOCKDEV_REOPEN:
+        return graph_blockdev_reopen(change, &action->u.blockdev_reopen, err);
+    case TRANSACTION_ACTION_TYPE_BLOCKDEV_SNAPSHOT:
+        return graph_snapshot(change, &action->u.blockdev_snapshot, err);
+    case TRANSACTION_ACTION_TYPE_BLOCKDEV_SNAPSHOT_SYNC:
+        return graph_snapshot_sync(change, &action->u.blockdev_snapshot_sync, err);
+    case TRANSACTION_ACTION_TYPE_SOURCE_ADD:
+        return graph_source_add(change, &action->u.source_add, err);
+    case TRANSACTION_ACTION_TYPE_SOURCE_DEL:
+        return graph_source_del(change, &action->u.source_del, err);
+    case TRANSACTION_ACTION_TYPE_SOURCE_POP:
+        return graph_source_pop(change, &action->u.source_pop, err);
+    case TRANSACTION_ACTION_TYPE_SOURCE_PUSH:
+        return graph_source_push(change, &action->u.source_push, err);
+    case TRANSACTION_ACTION_TYPE_SOURCE_SWITCH:
+        return graph_source_switch(change, &action->u.source_switch, err);
+    case TRANSACTION_ACTION_TYPE_X_BLOCKDEV_CHANGE:
+        return graph_blockdev_change(change, &action->u.x_blockdev_change, err);
     }
     return error_set(err, -EINVAL, "Unknown transaction action");
 }
@@ -49,5 +67,7 @@ int qmp_transaction(struct qmp_client *client, const struct transaction_args *ar
 
     for (size_t i = 0; i < args->actions.count && !result; i++)
         result = transaction_add(change, args->actions.items[i], err);
+    if (!result && args->dry_run)
+        return change_try(change, err);
     return change_finish(change, result, err);
 }

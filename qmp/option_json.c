@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/edge.h"
 #include "core/error.h"
 #include "core/memory.h"
 #include "qmp/option_scalar.h"
@@ -27,6 +28,7 @@ struct path {
 struct parse {
     const char *prefix;
     unsigned mode, depth;
+    unsigned open;              /* at this depth a filtered child may be missing; 0: nowhere */
     struct error *err;
 };
 
@@ -274,9 +276,11 @@ static int parse_array_count(struct parse *parse, const struct option_value_type
     return 0;
 }
 
-static int parse_array(struct parse *parse, const struct option_value_type *type, struct json_object *json,
-                       const struct path *path, void *slot)
+static int parse_array(struct parse *parse, const struct option_field *field, const struct option_value_type *type,
+                       struct json_object *json, const struct path *path, void *slot)
 {
+    /* Whether references may be null the field tells for its elements too. */
+    const struct option_field *inner = type->element->kind == OPTION_NODE_REF ? field : NULL;
     size_t count = 0, size = option_value_size(type->element);
     int result = parse_array_count(parse, type, json, path, &count);
 
@@ -291,7 +295,7 @@ static int parse_array(struct parse *parse, const struct option_value_type *type
 
         if (!parse_element(json, i, &element))
             return parse_fault(parse, &here, "is missing");
-        result = parse_value(parse, NULL, type->element, element, &here, (char *)array.items + i * size);
+        result = parse_value(parse, inner, type->element, element, &here, (char *)array.items + i * size);
     }
     return result;
 }
@@ -317,12 +321,14 @@ static int parse_value(struct parse *parse, const struct option_field *field, co
     case OPTION_ENUM:
         return parse_enum(parse, type->enumeration, json, path, slot);
     case OPTION_ARRAY:
-        return parse_array(parse, type, json, path, slot);
+        return parse_array(parse, field, type, json, path, slot);
     case OPTION_NODE_REF:
         return parse_node_ref(parse, field, json, path, slot);
     case OPTION_ANY:
         return parse_any(json, slot);
     default:
+        if (field && field->flags & OPTION_OPEN)
+            parse->open = parse->depth + 1;
         return parse_object(parse, type->object, json, path, slot);
     }
 }
@@ -368,7 +374,8 @@ static int parse_fields(struct parse *parse, const struct option_type *type, str
                 return result;
             if (field->has_offset)
                 *(bool *)((char *)options + field->has_offset) = true;
-        } else if (field->flags & OPTION_REQUIRED) {
+        } else if (field->flags & OPTION_REQUIRED &&
+                   !(field->child_role & ROLE_FILTERED && parse->open == parse->depth)) {
             return parse_fault(parse, &here, "is missing");
         } else {
             parse_default(field, slot);

@@ -1,10 +1,10 @@
 /*
  * qcow2 as a driver: what qcow2.c (answers at once), qcow2_run.c (what waits),
  * qcow2_io.c (what the engine asks of the world), qcow2_unpack.c and qcow2_pack.c
- * (compressed clusters), qcow2_open.c (open, options, end), qcow2_backing.c (the file that
- * an image names) and qcow2_stats.c share. Where data is, the
- * engine says (engine/qcow2.h); data goes between the client's memory and the
- * file, and never through the engine.
+ * (compressed clusters), qcow2_open.c (open, options, end), qcow2_reopen.c
+ * (other options), qcow2_backing.c (the file that an image names) and
+ * qcow2_stats.c share. Where data is, the engine says (engine/qcow2.h); data
+ * goes between the client's memory and the file, and never through the engine.
  *
  * Members without a lock or _Atomic are set by open() or under a drain, and
  * only read by the loops.
@@ -115,8 +115,21 @@ struct edge *disk_chain_find(const struct disk *disk, uint64_t offset, uint64_t 
 int disk_chain_resolve(struct disk *disk, uint64_t offset, uint64_t *length, struct edge **ret);
 void disk_chain_drop(struct disk *disk);    /* while drained */
 
-/* qcow2_backing.c: driver->backing. */
+/* qcow2_backing.c. The name of the file that holds the image, NULL if there is none. And driver->backing. */
+const char *disk_image_name(const struct node *node);
 int disk_backing(struct node *node, struct node_options **ret, struct error *err);
+
+/* qcow2_open.c: what the node's options say to the engine. */
+int disk_settings(const struct node *node, struct qcow2_settings *settings, struct error *err);
+/* How often memory of unused tables is given back; 0: never. */
+void disk_set_cleaning(struct disk *disk, uint64_t seconds);
+/* From now on nothing but the caller uses the engine: the node is drained, or not in use yet. */
+void disk_begin_alone(struct disk *disk);
+void disk_end_alone(struct disk *disk);
+
+/* qcow2_reopen.c: driver->reopen and ->adopt. */
+int disk_reopen(struct node *node, struct node *next, struct change *change, struct error *err);
+void disk_adopt(struct node *node, const void *before);
 
 /* qcow2_stats.c */
 extern const struct object_property disk_properties[];

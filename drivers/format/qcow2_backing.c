@@ -14,8 +14,7 @@
 #include "drivers/format/qcow2.h"
 #include "generated/options.h"
 
-/* The name of the file that holds the image, NULL if there is none. */
-static const char *backing_image_name(const struct node *node)
+const char *disk_image_name(const struct node *node)
 {
     while (node) {
         const struct edge *below = node->filtered ? node->filtered : node_child_by_role(node, ROLE_PRIMARY);
@@ -37,7 +36,7 @@ static bool backing_has_protocol(const char *name)
 
 static int backing_full_name(const struct disk *disk, const char *name, char **ret, struct error *err)
 {
-    const char *image = backing_image_name(disk->node);
+    const char *image = disk_image_name(disk->node);
 
     if (backing_has_protocol(name))
         return error_set(err, -EINVAL,
@@ -133,7 +132,7 @@ int disk_backing(struct node *node, struct node_options **ret, struct error *err
 
     if (result < 0)
         return result;
-    struct backing_look look = {.name = path, .image = backing_image_name(node)};
+    struct backing_look look = {.name = path, .image = disk_image_name(node)};
 
     result = coroutine_call(backing_look_blocking, &look);
     disk->identity.device = look.own.device;

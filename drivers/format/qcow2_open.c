@@ -92,10 +92,10 @@ static uint32_t open_overlap_check(const struct qcow2_overlap_check *options)
     return result;
 }
 
-static int open_settings(const struct disk *disk, const struct qcow2_options *options, struct qcow2_settings *settings,
-                         struct error *err)
+int disk_settings(const struct node *node, struct qcow2_settings *settings, struct error *err)
 {
-    const struct node_options *common = disk->node->options;
+    const struct node_options *common = node->options;
+    const struct qcow2_options *options = node_driver_options(node);
 
     *settings = (struct qcow2_settings){
         .read_only = common->read_only,
@@ -107,7 +107,7 @@ static int open_settings(const struct disk *disk, const struct qcow2_options *op
         .discard_other = options->pass_discard_other,
         .discard_no_unref = options->discard_no_unref,
         .overlap_check = open_overlap_check(options->overlap_check),
-        .has_data_file = disk->files[FORMAT_FILE_DATA] != NULL,
+        .has_data_file = node_child_by_name(node, "data-file") != NULL,
     };
     return open_cache_sizes(options, settings, err);
 }
@@ -154,10 +154,15 @@ static void clean_entry(void *arg)
     coqueue_wake_all(&disk->cleaning.ended);
 }
 
-static void clean_start_timer(struct disk *disk)
+static void clean_expired(struct timer *timer);
+
+void disk_set_cleaning(struct disk *disk, uint64_t seconds)
 {
     const struct ring *ring = loop_main->ring;
 
+    timer_cancel(&disk->cleaning.timer);
+    disk->cleaning.timer.expired = clean_expired;
+    disk->cleaning.interval_ns = seconds * UINT64_C(1000000000);
     if (disk->cleaning.interval_ns)
         timer_set(&disk->cleaning.timer, loop_main, ring->ops->now(loop_main->ring) + disk->cleaning.interval_ns);
 }
@@ -166,22 +171,21 @@ static void clean_expired(struct timer *timer)
 {
     struct disk *disk = container_of(timer, struct disk, cleaning.timer);
 
-    clean_start_timer(disk);
+    disk_set_cleaning(disk, disk->cleaning.interval_ns / UINT64_C(1000000000));
     if (disk->alone || disk->cleaning.running)
         return;
     disk->cleaning.running = true;
     coroutine_start(loop_main, clean_entry, disk);
 }
 
-/* From now on nothing but the caller uses the engine: the node is drained, or not in use yet. */
-static void disk_begin_alone(struct disk *disk)
+void disk_begin_alone(struct disk *disk)
 {
     disk->alone = true;
     while (disk->cleaning.running)
         coqueue_wait(&disk->cleaning.ended, NULL);
 }
 
-static void disk_end_alone(struct disk *disk)
+void disk_end_alone(struct disk *disk)
 {
     disk->alone = false;
 }
@@ -194,6 +198,8 @@ static void disk_children_changed(struct node *node)
     struct edge *backing = node_child_by_role(node, ROLE_BACKING);
 
     disk->backing = backing && backing->child ? backing : NULL;
+    disk->files[FORMAT_FILE_IMAGE] = node_child_by_name(node, "file");
+    disk->files[FORMAT_FILE_DATA] = node_child_by_name(node, "data-file");
     disk_chain_drop(disk);
     if (!disk->engine)
         return;
@@ -215,7 +221,7 @@ static int disk_open_engine(struct disk *disk, const struct qcow2_options *optio
 {
     struct qcow2_settings settings;
     char text[256] = "";
-    int result = open_settings(disk, options, &settings, err);
+    int result = disk_settings(disk->node, &settings, err);
 
     if (result < 0)
         return result;
@@ -250,9 +256,7 @@ static int disk_open(struct node *node, const void *opaque, struct error *err)
     }
     disk_children_changed(node);
     node->size = qcow2_size(disk->engine);
-    disk->cleaning.interval_ns = options->cache_clean_interval * UINT64_C(1000000000);
-    disk->cleaning.timer.expired = clean_expired;
-    clean_start_timer(disk);
+    disk_set_cleaning(disk, options->cache_clean_interval);
     return 0;
 }
 
@@ -347,9 +351,7 @@ static int disk_resize(struct node *node, uint64_t size, struct error *err)
 /* A data file is as much the image as its tables are. */
 static void disk_permissions(const struct node *node, const struct edge *edge, struct permission *io)
 {
-    const struct disk *disk = node->state;
-
-    if (edge == disk->files[FORMAT_FILE_DATA] && edge) {
+    if (strcmp(edge->name, "data-file") == 0) {
         *io = (struct permission){.taken = PERM_READ, .shared = PERM_READ | PERM_WRITE_UNCHANGED};
         if (!(node->flags & NODE_READ_ONLY))
             io->taken |= PERM_WRITE | PERM_RESIZE;
@@ -365,6 +367,8 @@ const struct driver qcow2_driver = {
     .open = disk_open,
     .close = disk_close,
     .resize = disk_resize,
+    .reopen = disk_reopen,
+    .adopt = disk_adopt,
     .finish = disk_finish,
     .backing = disk_backing,
     .children_changed = disk_children_changed,

@@ -94,10 +94,10 @@ static void raw_child_resized(struct node *node, struct edge *edge)
 
 static void raw_permissions(const struct node *node, const struct edge *edge, struct permission *io)
 {
-    const struct raw *raw = node->state;
+    const struct raw_options *options = node_driver_options(node);
 
     (void)edge;
-    if (raw->fixed)
+    if (options->has_size)
         io->shared &= ~(uint32_t)PERM_RESIZE;
 }
 

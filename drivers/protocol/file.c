@@ -90,14 +90,16 @@ int file_open(struct node *node, const struct file_storage *storage, const char 
     if (!*path)
         return error_set(err, -EINVAL, "The '%s' block driver requires a file name", storage->driver);
     file->storage = storage;
-    file->path = path;
+    file->path = memory_string(path);
     file->direct = node->options->cache && node->options->cache->direct;
     file->align = file->memory_align = file->grain = 1;
     file->sync.fd = -1;
     int result = coroutine_call(file_open_blocking, &opening);
 
-    if (result < 0)
+    if (result < 0) {
+        free(take_ptr(&file->path));
         return result;
+    }
     comutex_init(&file->sync.mutex);
     comutex_init(&file->growing);
     file_direct_init(file);
@@ -129,6 +131,65 @@ void file_close(struct node *node)
     file_direct_destroy(file);
     comutex_destroy(&file->sync.mutex);
     comutex_destroy(&file->growing);
+    free(take_ptr(&file->path));
+}
+
+static bool file_is_direct(const struct node *node)
+{
+    return node->options->cache && node->options->cache->direct;
+}
+
+struct file_comparison {
+    int fds[2];
+};
+
+static int file_is_same_blocking(void *arg)
+{
+    const struct file_comparison *comparison = arg;
+    struct stat st[2];
+
+    for (unsigned i = 0; i < 2; i++) {
+        if (fstat(comparison->fds[i], &st[i]) < 0)
+            return -errno;
+    }
+    return st[0].st_dev == st[1].st_dev && st[0].st_ino == st[1].st_ino ? 0 : -ESTALE;
+}
+
+/* Another description is needed where open(2) says what is to change, and for locks that begin or end. */
+int file_reopen(struct node *node, struct node *next, int locking_before, int locking, struct error *err)
+{
+    const struct node_options *is = node->options, *wanted = next->options;
+    const struct file *file = node->state;
+
+    if (is->read_only == wanted->read_only && file_is_direct(node) == file_is_direct(next) &&
+        is->force_share == wanted->force_share && locking_before == locking)
+        return REOPEN_KEPT;
+    next->state = memory_aligned(sizeof(struct file), 64);
+    int result = file_open(next, file->storage, file->path, locking, err);
+
+    if (result < 0)
+        return result;
+    struct file *second = next->state;
+    struct file_comparison comparison = {.fds = {file->fd, second->fd}};
+
+    result = coroutine_call(file_is_same_blocking, &comparison);
+    if (result < 0) {
+        error_set(err, result, "Could not reopen '%s': it was replaced meanwhile", file->path);
+        file_close(next);
+        return result;
+    }
+    next->size = node->size;
+    return REOPEN_PREPARED;
+}
+
+/* The file may have grown since it was opened again. */
+void file_adopt(struct node *node, const void *before)
+{
+    const struct file *was = before;
+    struct file *file = node->state;
+
+    file->end = was->end;
+    node->size = was->end;
 }
 
 static int file_regular_examine(struct file *file, const struct stat *st, uint64_t *size, struct error *err)
@@ -174,6 +235,14 @@ static int file_regular_open(struct node *node, const void *opaque, struct error
     const struct file_options *options = opaque;
 
     return file_open(node, &file_regular, options->filename, (int)options->locking, err);
+}
+
+static int file_regular_reopen(struct node *node, struct node *next, struct change *change, struct error *err)
+{
+    const struct file_options *is = node_driver_options(node), *wanted = node_driver_options(next);
+
+    (void)change;
+    return file_reopen(node, next, (int)is->locking, (int)wanted->locking, err);
 }
 
 struct file_truncation {
@@ -253,6 +322,8 @@ const struct driver file_driver = {
     .state_size = sizeof(struct file),
     .open = file_regular_open,
     .close = file_close,
+    .reopen = file_regular_reopen,
+    .adopt = file_adopt,
     .resize = file_regular_resize,
     .grow = file_regular_grow,
     .claim = file_lock_claim,

@@ -67,7 +67,7 @@ struct file_direct {
 
 struct file {
     const struct file_storage *storage;
-    const char *path;           /* in the node's options */
+    char *path;                 /* owned */
     int fd;
     bool direct;                /* O_DIRECT */
     bool locking;
@@ -88,6 +88,9 @@ struct file {
 /* file.c: what the two drivers do in the same way. locking: enum file_locking. */
 int file_open(struct node *node, const struct file_storage *storage, const char *path, int locking, struct error *err);
 void file_close(struct node *node);
+/* driver->reopen and ->adopt. locking: what it was and what it will be. */
+int file_reopen(struct node *node, struct node *next, int locking_before, int locking, struct error *err);
+void file_adopt(struct node *node, const void *before);
 
 /* file_io.c: map() and slow() of both drivers. */
 enum step file_map(struct node *node, struct request *req);

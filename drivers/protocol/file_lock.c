@@ -107,17 +107,44 @@ int file_lock_take(struct file *file, uint32_t taken, uint32_t *ret, struct erro
     return file->locking ? lock_take(file, taken, ret, err) : 0;
 }
 
+/*
+ * The second description of a file that is being reopened: it shows what the first one shows already, so that
+ * there is no moment without locks. Whether others allow it the first has looked, unless it has no locks at all.
+ */
+static int lock_claim_second(struct file *second, const struct file *first, uint32_t wanted, struct error *err)
+{
+    uint32_t fresh;
+    int result = 0;
+
+    if (!second->locking)
+        return 0;
+    if (!first->locking)
+        return lock_take(second, wanted, &fresh, err);
+    for (unsigned bit = 0; bit < LOCK_BITS && result == 0; bit++) {
+        if (wanted & ~second->locked & 1u << bit)
+            result = lock_set(second, bit, F_RDLCK);
+    }
+    if (result < 0)
+        return error_set(err, result, "Could not lock '%s': %s", second->path, strerror(-result));
+    second->locked |= wanted;
+    return 0;
+}
+
 int file_lock_claim(struct node *node, const struct permission *total, bool commit, struct error *err)
 {
-    struct file *file = node->state;
+    struct file *file = node->state, *second = node_next(node) != node ? node_next(node)->state : NULL;
     uint32_t wanted = total->taken | (PERM_ALL & ~total->shared) << LOCK_KEPT_SHIFT;
     uint32_t fresh;
+    int result = 0;
 
-    if (!file->locking)
-        return 0;
     if (commit) {
-        file_lock_drop(file, file->locked & ~wanted);
+        if (file->locking)
+            file_lock_drop(file, file->locked & ~wanted);
         return 0;
     }
-    return lock_take(file, wanted, &fresh, err);
+    if (file->locking)
+        result = lock_take(file, wanted, &fresh, err);
+    if (result == 0 && second)
+        result = lock_claim_second(second, file, wanted, err);
+    return result;
 }

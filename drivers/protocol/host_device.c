@@ -93,6 +93,14 @@ static int host_device_open(struct node *node, const void *opaque, struct error 
     return file_open(node, &host_device, options->filename, (int)options->locking, err);
 }
 
+static int host_device_reopen(struct node *node, struct node *next, struct change *change, struct error *err)
+{
+    const struct host_device_options *is = node_driver_options(node), *wanted = node_driver_options(next);
+
+    (void)change;
+    return file_reopen(node, next, (int)is->locking, (int)wanted->locking, err);
+}
+
 /* The node may use less of the device, or more after the device itself has grown. */
 static int host_device_resize(struct node *node, uint64_t size, struct error *err)
 {
@@ -117,6 +125,8 @@ const struct driver host_device_driver = {
     .state_size = sizeof(struct file),
     .open = host_device_open,
     .close = file_close,
+    .reopen = host_device_reopen,
+    .adopt = file_adopt,
     .resize = host_device_resize,
     .claim = file_lock_claim,
     .map = file_map,

@@ -51,8 +51,11 @@ def flags(item):
         found.append("OPTION_SECRET")
     if item.has_default:
         found.append("OPTION_ELEMENT_DEFAULT")
-    if getattr(item.type, "nullable", False):
+    # Of an array: of its elements.
+    if getattr(getattr(item.type, "element", item.type), "nullable", False):
         found.append("OPTION_ALLOW_NULL")
+    if item.open:
+        found.append("OPTION_OPEN")
     if getattr(item.type, "accept_integer", False):
         found.append("OPTION_ACCEPT_INTEGER")
     return " | ".join(found)

@@ -1,4 +1,5 @@
 """What the daemon tells about itself: query-qmp-schema, and the schema as one JSON Schema document."""
+import dataclasses
 import json
 
 from .c_types import HEAD, c_structs
@@ -7,13 +8,25 @@ from .model import Any, Array, Enum, NodeRef, Scalar, Struct, children, reachabl
 BUILTINS = {"bool": "boolean", "int": "int", "null": "null", "str": "string", "any": "value"}
 
 
+def opened(struct):
+    """A union as x-open makes it: filtered children of its branches may be left out."""
+    branches = []
+    for branch in struct.branches:
+        properties = [dataclasses.replace(p, required=p.required and "filtered" not in p.child)
+                      for p in (branch.type.properties if branch.type else [])]
+        type_ = dataclasses.replace(branch.type, name="pushed-" + branch.type.name, properties=properties) \
+            if branch.type and "filtered" in [role for p in branch.type.properties for role in p.child] else branch.type
+        branches.append(dataclasses.replace(branch, type=type_))
+    return dataclasses.replace(struct, name="pushed-" + struct.name, branches=branches)
+
+
 class SchemaInfo:
     """Builds the array of query-qmp-schema: types are added when they are first named."""
 
     def __init__(self, schema):
         self.schema = schema
         self.names = {c.name for c in schema.commands} | {e.name for e in schema.events}
-        self.entities, self.known = [], {}
+        self.entities, self.known, self.kept = [], {}, []
 
     def unique(self, wanted):
         """A name for a type that is no command's or event's."""
@@ -68,7 +81,10 @@ class SchemaInfo:
     def members(self, struct):
         members = []
         for item in struct.properties:
-            member = {"name": item.name, "type": self.name(item.type)}
+            type_ = opened(item.type) if item.open else item.type
+            if item.open:
+                self.kept.append(type_)     # types are known by their ids
+            member = {"name": item.name, "type": self.name(type_)}
             if not item.required:
                 member["default"] = None
             members.append(member)
@@ -148,12 +164,12 @@ def type_document(type_, unit=None):
 
 
 def property_document(item):
-    document = type_document(item.type, item.unit)
+    document = type_document(opened(item.type) if item.open else item.type, item.unit)
     document["description"] = item.description
     if item.has_default:
         document["default"] = item.default
     for word, value in (("x-child", item.child), ("x-object", item.object), ("x-secret", item.secret),
-                        ("x-since", item.since)):
+                        ("x-open", item.open), ("x-since", item.since)):
         if value:
             document[word] = value
     return document
@@ -209,6 +225,8 @@ def json_schema(schema):
     inline = {id(b.type) for t in used if isinstance(t, Struct) and not t.wrapped for b in t.branches if b.type}
     named = {id(t) for t in roots} | {id(c) for t in used if isinstance(t, Struct) for p in t.properties
                                       for c in [p.type, *children(p.type)]}
+    open_ = [opened(p.type) for t in used if isinstance(t, Struct) for p in t.properties if p.open]
+    used += open_
     definitions = {t.name: enum_document(t) if isinstance(t, Enum) else struct_document(t)
                    for t in sorted(used, key=lambda t: t.name) if id(t) not in inline or id(t) in named}
     commands = {}

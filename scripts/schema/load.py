@@ -18,6 +18,7 @@ maxLength, maxItems, items, description, title. Words of our own:
   x-child            roles of the edge that the reference makes
   x-object           type of the objects that a string names
   x-secret           never shown
+  x-open             options of a filter, whose filtered child may be left out
   x-since            version
   x-values           what the values of an enumeration mean
   x-kind             kind of driver
@@ -37,9 +38,9 @@ TYPE_WORDS = {
     "$ref", "type", "properties", "required", "enum", "default", "minimum", "maximum", "maxLength", "maxItems",
     "items", "description", "title", "$schema", "$defs", "x-branches", "x-discriminator", "x-wrapped", "x-name",
     "x-node-ref", "x-nullable", "x-any", "x-arguments-of", "x-discriminator-of", "x-change", "x-unit", "x-child",
-    "x-object", "x-secret", "x-since", "x-values", "x-kind", "x-option", "x-commands", "x-events", "x-shorthand",
+    "x-object", "x-secret", "x-since", "x-values", "x-kind", "x-option", "x-commands", "x-events", "x-shorthand", "x-open",
 }
-PROPERTY_WORDS = {"default", "description", "x-change", "x-unit", "x-child", "x-object", "x-secret", "x-since"}
+PROPERTY_WORDS = {"default", "description", "x-change", "x-unit", "x-child", "x-object", "x-secret", "x-since", "x-open"}
 
 
 class Loader:
@@ -212,7 +213,7 @@ class Loader:
         result = Property(
             name, type_, required, raw.get("description", ""), "default" in raw, raw.get("default"),
             raw.get("x-change", "never"), raw.get("x-unit"), bool(raw.get("x-secret")), raw.get("x-object"),
-            raw.get("x-child", []), raw.get("x-since"))
+            raw.get("x-child", []), raw.get("x-since"), bool(raw.get("x-open")))
         self.check_property(where, result)
         if raw.get("x-discriminator"):
             struct.discriminator = result

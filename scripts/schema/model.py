@@ -42,6 +42,7 @@ class Property:
     object: str | None = None       # type of the objects that it names
     child: list = field(default_factory=list)       # roles of the edge, if it is a child
     since: str | None = None
+    open: bool = False              # options of a filter that need not say what is filtered
 
 
 @dataclass

@@ -116,6 +116,8 @@ class Commands(programs.Program):
             l2 = struct.unpack(">Q", image.read(8))[0] & ~(1 << 63)
             image.seek(l2 + 8)
             image.write(struct.pack(">Q", l2 | 1 << 63))
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "overlay", str(MIB)], cwd=self.folder, check=True,
+                       capture_output=True, timeout=programs.PATIENCE)
 
     def client(self, name):
         client = NbdClient(self.path("nbd"))
@@ -172,6 +174,31 @@ class Commands(programs.Program):
         call("source-del", id="brief")
         self.assertEqual([(row["id"], row["nodes"]) for row in call("query-sources")],
                          [("stable", ["zeroes", "window"])])
+
+    def change_steps(self):
+        call = self.session.call
+        options, = call("query-node-options", node_name="held")
+        call("blockdev-reopen", options=[dict(options, **{"latency-ns": 2000})])
+        call("source-add", id="moving", node="held")
+        call("source-push", source="moving", filter={"driver": "delay", "node-name": "pushed"}, position=0)
+        self.assertEqual(call("resolve", source="moving"), {"top": "pushed", "base": "null", "layers": ["null"]})
+        call("blockdev-add", driver="null-co", node_name="other", size=MIB)
+        call("source-switch", source="moving", node="other")
+        call("source-pop", source="moving", filter="pushed")
+        call("x-blockdev-change", parent="held", child="file",
+             node={"driver": "null-co", "node-name": "null", "size": MIB})
+        call("blockdev-add", driver="qcow2", node_name="overlay", backing=None,
+             file={"driver": "file", "filename": "overlay"})
+        call("transaction", dry_run=True, actions=[
+            {"type": "blockdev-snapshot", "data": {"node": "moving", "overlay": "overlay"}}])
+        call("blockdev-snapshot", node="moving", overlay="overlay")
+        call("blockdev-snapshot-sync", node_name="moving", snapshot_file="second", snapshot_node_name="second")
+        self.assertEqual(call("resolve", source="moving")["base"], "second")
+        call("source-del", id="moving")
+        call("blockdev-del", node_name="held")
+        for name in ("second", "overlay", "other"):
+            call("blockdev-del", node_name=name)
+        call("blockdev-add", **options)
 
     def export_steps(self):
         call = self.session.call
@@ -232,7 +259,7 @@ class Commands(programs.Program):
         self.assertEqual({entity["name"] for entity in schema if entity["meta-type"] == "command"}, listed)
         events = {entity["name"] for entity in schema if entity["meta-type"] == "event"}
         for steps in (self.session_steps, self.object_steps, self.node_steps, self.rebuild_steps, self.source_steps,
-                      self.export_steps, self.io_steps, self.fault_steps, self.removal_steps):
+                      self.change_steps, self.export_steps, self.io_steps, self.fault_steps, self.removal_steps):
             steps()
         self.session.call("quit")
         self.assertEqual(self.session.event("SHUTDOWN"), {"guest": False, "reason": "host-qmp-quit"})

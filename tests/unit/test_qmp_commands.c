@@ -191,7 +191,7 @@ START_TEST(test_commands_sources)
         {"source-add", "{'id':'','node':'n0'}", "'error'"},
         {"source-add", "{'id':'s0','node':'n0'}", OK},
         {"source-add", "{'id':'s0','node':'n0'}", "'error'"},
-        {"query-sources", NULL, "{'return': [{'nodes': ['n0'], 'users': [], 'id': 's0'}]}"},
+        {"query-sources", NULL, "{'return': [{'nodes': ['n0'], 'users': [], 'id': 's0', 'base': 'n0'}]}"},
         {"x-debug-query-block-graph", NULL, "'type': 'block-source', 'name': 's0'"},
         {"blockdev-del", "{'node-name':'n0'}", "Node n0 is in use"},
         {"source-del", "{'id':'nope'}", "Source 'nope' is not found"},

@@ -346,3 +346,39 @@ int cache_write_back(struct qcow2 *q, struct cache *cache)
     q->io->release(q->world, slots);
     return result < 0 ? result : 0;
 }
+
+/* An empty slot of a cache that only this fills; NULL when there is none, or no memory. */
+static struct slot *cache_next_empty(struct qcow2 *q, struct cache *cache, uint32_t number)
+{
+    if (number == cache->ready && !cache_fresh(q, cache))
+        return NULL;
+    return &cache->slots[number];
+}
+
+void cache_move(struct qcow2 *q, struct cache *from, struct cache *to)
+{
+    uint32_t moved = 0;
+
+    for (uint32_t i = 0; i < from->ready; i++) {
+        struct slot *slot = &from->slots[i], *copy = slot->key ? cache_next_empty(q, to, moved) : NULL;
+        uint64_t key = slot->key;
+        _Atomic uint32_t *backlink = slot->backlink;
+
+        if (!key)
+            continue;
+        cache_forget(from, slot);
+        if (!copy)
+            continue;
+        memcpy((void *)(uintptr_t)copy->words, (void *)(uintptr_t)slot->words, to->slice_size);
+        cache_enter(to, copy, key);
+        copy->backlink = backlink;
+        moved++;
+        if (backlink)
+            atomic_store_explicit(backlink, moved, memory_order_release);
+    }
+    to->hand = 0;
+    to->misses = from->misses;
+    to->evictions = from->evictions;
+    cache_destroy(q, from);
+    *from = *to;
+}

@@ -195,9 +195,17 @@ int header_write(struct qcow2 *q); /* the fields that change, in one sector; no 
 int header_mark_dirty(struct qcow2 *q);
 int text_fail(char text[256], int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* qcow2_open.c */
+int caches_make(struct qcow2 *q, const struct qcow2_settings *settings, struct cache *l2, struct cache *refcounts);
+int settings_check(const struct qcow2 *q, const struct qcow2_settings *settings, char text[256]);
+bool settings_lazy(const struct qcow2 *q);
+
 /* qcow2_cache.c: all under the lock. */
 int cache_init(struct qcow2 *q, struct cache *cache, uint64_t bytes, uint32_t slice_size);
 void cache_destroy(struct qcow2 *q, struct cache *cache);
+/* What from holds goes to `to`, an empty one, as much as there is room for; then from becomes it. Nothing is dirty or
+ * loading, and nobody asks meanwhile. */
+void cache_move(struct qcow2 *q, struct cache *from, struct cache *to);
 struct slot *cache_find(struct cache *cache, uint64_t key);
 /* The slice at key, from disk if need be, with the lock held all the time. */
 int cache_get(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot **ret);

@@ -48,18 +48,17 @@ static int metadata_note(struct qcow2 *q)
     return result;
 }
 
-static int caches_make(struct qcow2 *q)
+int caches_make(struct qcow2 *q, const struct qcow2_settings *settings, struct cache *l2, struct cache *refcounts)
 {
-    const struct qcow2_settings *settings = &q->settings;
     uint32_t size = q->geometry.cluster_size, slice = size < QCOW2_SLICE_MAX ? size : QCOW2_SLICE_MAX;
     uint64_t clusters = (q->header.size >> q->geometry.cluster_bits) + 1;
     uint64_t all = qcow2_align_up(clusters * q->geometry.entry_size, size);
-    uint64_t l2 = settings->l2_cache ? settings->l2_cache : L2_CACHE_MAX;
-    int result = cache_init(q, &q->l2, qcow2_min(l2, all), slice);
+    uint64_t most = settings->l2_cache ? settings->l2_cache : L2_CACHE_MAX;
+    int result = cache_init(q, l2, qcow2_min(most, all), slice);
 
     if (result == 0)
         result =
-            cache_init(q, &q->refcounts, settings->refcount_cache ? settings->refcount_cache : REFCOUNT_CACHE, slice);
+            cache_init(q, refcounts, settings->refcount_cache ? settings->refcount_cache : REFCOUNT_CACHE, slice);
     return result;
 }
 
@@ -88,25 +87,37 @@ static int open_for_writing(struct qcow2 *q, char text[256])
     return result < 0 ? text_fail(text, result, "Could not update the qcow2 header: %s", strerror(-result)) : 0;
 }
 
-static int open_all(struct qcow2 *q, char text[256])
+bool settings_lazy(const struct qcow2 *q)
 {
-    const struct qcow2_settings *settings = &q->settings;
-    int result = header_read(q, text);
+    return q->settings.has_lazy_refcounts ? q->settings.lazy_refcounts
+                                          : q->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
+}
 
-    if (result < 0)
-        return result;
+int settings_check(const struct qcow2 *q, const struct qcow2_settings *settings, char text[256])
+{
     if (settings->has_lazy_refcounts && settings->lazy_refcounts && q->header.version < 3)
         return text_fail(text, -EINVAL,
                          "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
     if (qcow2_has_data_file(q) && !settings->has_data_file)
         return text_fail(text, -EINVAL, "'data-file' is required for this image");
-    q->lazy =
-        settings->has_lazy_refcounts ? settings->lazy_refcounts : q->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
+    return 0;
+}
+
+static int open_all(struct qcow2 *q, char text[256])
+{
+    const struct qcow2_settings *settings = &q->settings;
+    int result = header_read(q, text);
+
+    if (result == 0)
+        result = settings_check(q, settings, text);
+    if (result < 0)
+        return result;
+    q->lazy = settings_lazy(q);
     q->size = q->header.size;
     q->backed = q->backing_name != NULL;
     q->staging =
         q->io->alloc(q->world, q->geometry.cluster_size < STAGING_MIN ? STAGING_MIN : q->geometry.cluster_size);
-    if (!q->staging || caches_make(q) < 0)
+    if (!q->staging || caches_make(q, settings, &q->l2, &q->refcounts) < 0)
         return text_fail(text, -ENOMEM, "Could not allocate memory for the caches");
     result = l1_read(q, text);
     if (result == 0)
