@@ -104,6 +104,9 @@ struct driver {
      * until end nothing is held, and what was held goes on or fails; what comes meanwhile is part of larger units of
      * work. The end may come without a begin, for a state that was opened in between. Optional. */
     void (*quiesce)(struct node *node, bool begin);
+    /* A layer above is about to do something that tests want to know of: an enum blkdebug_event. In a coroutine, may
+     * wait. Optional: see edge_event(). */
+    void (*event)(struct node *node, unsigned event);
     const struct object_property *properties;   /* of the node's object besides those of all; ends with name == NULL */
 };
 

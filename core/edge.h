@@ -65,6 +65,9 @@ int edge_write_zeroes(struct edge *edge, uint64_t offset, uint64_t length, uint3
 /* Resizes the child, from a driver's resize(). */
 int edge_resize(struct edge *edge, uint64_t size, struct error *err);
 int edge_status(struct edge *edge, uint64_t offset, uint64_t length, struct extent_list *extents);
+/* Tells the first layer from the child down that wants to know (blkdebug); in a coroutine, and may wait. */
+void edge_event(const struct edge *edge, unsigned event);
+bool edge_is_watched(const struct edge *edge);      /* whether there is one */
 /* The child reaches at least to size bytes from now on; what is new reads as zeroes. -ENOSPC where it cannot. */
 int edge_grow(struct edge *edge, uint64_t size);
 

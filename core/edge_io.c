@@ -5,6 +5,7 @@
 #include <assert.h>
 
 #include "core/coroutine.h"
+#include "core/driver.h"
 #include "core/edge.h"
 #include "core/loop.h"
 #include "core/memory.h"
@@ -103,4 +104,24 @@ int edge_status(struct edge *edge, uint64_t offset, uint64_t length, struct exte
     struct request what = {.op = REQ_STATUS, .offset = offset, .length = length, .extents = extents};
 
     return edge_io(edge, &what);
+}
+
+static struct node *edge_watcher(const struct edge *edge)
+{
+    while (edge && edge->child && !edge->child->driver->event)
+        edge = node_child_by_role(edge->child, ROLE_PRIMARY);
+    return edge ? edge->child : NULL;
+}
+
+void edge_event(const struct edge *edge, unsigned event)
+{
+    struct node *watcher = edge_watcher(edge);
+
+    if (watcher)
+        watcher->driver->event(watcher, event);
+}
+
+bool edge_is_watched(const struct edge *edge)
+{
+    return edge_watcher(edge) != NULL;
 }

@@ -54,6 +54,7 @@ struct disk {
     struct disk_loop *loops;        /* [LOOP_MAX] */
     struct range_lock changing;     /* clusters whose place is being changed, as the engine asks */
     struct comutex lock;            /* the engine's */
+    bool watched;                   /* a layer below wants to know what is done: see disk_event() */
     bool alone;                     /* nothing of others is under way: open, finish, resize; main loop writes */
     struct disk_grace *grace;
     struct disk_unpacked *unpacked;
@@ -69,8 +70,16 @@ struct disk {
     } identity;
 };
 
+/* For blkdebug; in a coroutine, may wait. */
+static inline void disk_event(const struct disk *disk, unsigned event)
+{
+    if (disk->watched)
+        edge_event(disk->files[FORMAT_FILE_IMAGE], event);
+}
+
 /* qcow2.c */
 enum step disk_map(struct node *node, struct request *req);
+enum step disk_map_watched(struct node *node, struct request *req);     /* the same when nothing may pass unseen */
 
 /* qcow2_run.c: in coroutines; 0 or -errno. */
 enum step disk_slow(struct node *node, struct request *req);

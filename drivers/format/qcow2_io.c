@@ -15,6 +15,7 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "drivers/format/qcow2.h"
+#include "generated/options.h"
 
 /* Grace */
 
@@ -204,6 +205,23 @@ static int io_compute(void *world, int (*fn)(void *arg), void *arg)
     return coroutine_call(fn, arg);
 }
 
+static void io_step(void *world, enum format_step step)
+{
+    static const enum blkdebug_event events[FORMAT_STEP_COUNT] = {
+        [FORMAT_L1_UPDATE] = BLKDEBUG_EVENT_L1_UPDATE,
+        [FORMAT_L2_LOAD] = BLKDEBUG_EVENT_L2_LOAD,
+        [FORMAT_L2_UPDATE] = BLKDEBUG_EVENT_L2_UPDATE,
+        [FORMAT_L2_ALLOC_WRITE] = BLKDEBUG_EVENT_L2_ALLOC_WRITE,
+        [FORMAT_REFTABLE_UPDATE] = BLKDEBUG_EVENT_REFTABLE_UPDATE,
+        [FORMAT_REFBLOCK_LOAD] = BLKDEBUG_EVENT_REFBLOCK_LOAD,
+        [FORMAT_REFBLOCK_UPDATE] = BLKDEBUG_EVENT_REFBLOCK_UPDATE,
+        [FORMAT_REFBLOCK_ALLOC_WRITE] = BLKDEBUG_EVENT_REFBLOCK_ALLOC_WRITE,
+        [FORMAT_CLUSTER_ALLOC] = BLKDEBUG_EVENT_CLUSTER_ALLOC,
+    };
+
+    disk_event(world, events[step]);
+}
+
 static void io_report(void *world, enum format_event event, uint64_t offset, uint64_t length, const char *text)
 {
     struct disk *disk = world;
@@ -230,6 +248,7 @@ const struct format_io disk_io = {
     .grace_begin = io_grace_begin,
     .grace_over = io_grace_over,
     .compute = io_compute,
+    .step = io_step,
     .report = io_report,
 };
 

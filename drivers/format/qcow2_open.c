@@ -201,6 +201,8 @@ static void disk_children_changed(struct node *node)
     disk->files[FORMAT_FILE_IMAGE] = node_child_by_name(node, "file");
     disk->files[FORMAT_FILE_DATA] = node_child_by_name(node, "data-file");
     disk_chain_drop(disk);
+    disk->watched = edge_is_watched(disk->files[FORMAT_FILE_IMAGE]);
+    node->map = disk->watched ? disk_map_watched : disk_map;
     if (!disk->engine)
         return;
     qcow2_set_backing(disk->engine, disk->backing != NULL);

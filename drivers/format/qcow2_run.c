@@ -12,6 +12,7 @@
 #include "core/iov.h"
 #include "core/memory.h"
 #include "drivers/format/qcow2.h"
+#include "generated/options.h"
 
 /* Parts of one request at a time, and elements of one transfer; both on the coroutine's stack. */
 #define RUN_PARTS 16u
@@ -115,10 +116,13 @@ static int read_part(struct fan_task *task)
 
     switch (part->map.kind) {
     case MAPPING_DATA:
+        disk_event(part->disk, BLKDEBUG_EVENT_READ_AIO);
         return run_transfer(part->disk->files[part->map.file], false, part->map.host, part->data, part->length);
     case MAPPING_UNALLOCATED:
+        disk_event(part->disk, BLKDEBUG_EVENT_READ_BACKING_AIO);
         return read_backing(part);
     case MAPPING_COMPRESSED:
+        disk_event(part->disk, BLKDEBUG_EVENT_READ_COMPRESSED);
         return read_compressed(part);
     default:
         iov_fill(part->data.iov, part->data.count, part->data.skip, 0, part->length);
@@ -240,6 +244,8 @@ static int edges_read(struct disk *disk, const struct write_plan *plan, struct r
     uint64_t whole = plan->head + plan->length + plan->tail;
     int result = 0;
 
+    if (plan->head || plan->tail)
+        disk_event(disk, BLKDEBUG_EVENT_COW_READ);
     if (plan->head && plan->tail && whole <= disk->cluster_size && plan->length <= whole - plan->length) {
         /* One read of all costs less than two. */
         edges->head_buf = disk_buffer_get(disk);
@@ -266,6 +272,7 @@ static int write_planned(struct disk *disk, const struct write_plan *plan, struc
     if (!plan->zero)
         stream.result = edges_read(disk, plan, &edges);
     if (stream.result == 0) {
+        disk_event(disk, BLKDEBUG_EVENT_WRITE_AIO);
         stream_put_edge(&stream, edges.head, plan->head);
         stream_put_data(&stream, data, plan->length);
         stream_put_edge(&stream, edges.tail, plan->tail);
@@ -360,6 +367,7 @@ static int disk_write_in_place(struct disk *disk, const struct request *req, con
 {
     struct run_data data = {.iov = req->iov, .count = req->iov_count};
 
+    disk_event(disk, BLKDEBUG_EVENT_WRITE_AIO);
     return run_transfer(disk->files[map->file], true, map->host, data, req->length);
 }
 

@@ -137,6 +137,10 @@ class Commands(programs.Program):
         self.assertIn("t0", [row["name"] for row in call("qom-list", path="/objects")])
         call("qom-set", path="/objects/t1", property="poll-max-ns", value=2000)
         self.assertEqual(call("qom-get", path="/objects/t1", property="poll-max-ns"), 2000)
+        call("object-add", qom_type="throttle-group", id="t2", limits={"iops-total": 5, "bps-read-max-length": 1})
+        call("qom-set", path="/objects/t2", property="limits", value={"iops-total": 7})
+        self.assertEqual(call("qom-get", path="/objects/t2", property="limits")["iops-total"], 7)
+        call("object-del", id="t2")
         call("object-del", id="t1")
         self.assertEqual([thread["id"] for thread in call("query-iothreads")], ["t0"])
 
@@ -149,6 +153,12 @@ class Commands(programs.Program):
         call("blockdev-add", driver="delay", node_name="held", latency_ns=1000,
              file={"driver": "null-co", "node-name": "null", "size": MIB, "read-zeroes": True})
         call("blockdev-add", driver="qcow2", node_name="image", file={"driver": "file", "filename": "image"})
+        call("blockdev-add", driver="blkdebug", node_name="debug", inject_error=[{"event": "pwritev", "state": 2}],
+             set_state=[{"event": "l2_load", "new_state": 2}], image={"driver": "null-co", "node-name": "null2"})
+        call("blkdebug-break", node_name="debug", event="read", tag="stop")
+        self.assertEqual(call("query-blkdebug", node_name="debug"),
+                         [{"tag": "stop", "event": "read", "suspended": False}])
+        call("blkdebug-resume", node_name="debug", tag="stop")
         call("block_resize", node_name="window", size=2 * MIB)
         nodes = {node["node-name"]: node for node in call("query-named-block-nodes")}
         self.assertEqual((nodes["disk"]["image"]["virtual-size"], nodes["window"]["image"]["virtual-size"]),
@@ -159,13 +169,13 @@ class Commands(programs.Program):
     def rebuild_steps(self):
         """What query-node-options tells makes the same node again."""
         call = self.session.call
-        for name in ("held", "image", "zeroes"):
+        for name in ("held", "image", "zeroes", "debug"):
             options, = call("query-node-options", node_name=name)
             call("blockdev-del", node_name=name)
             self.assertNotIn(name, [node["node-name"] for node in call("query-named-block-nodes")])
             call("blockdev-add", **options)
             self.assertEqual(call("query-node-options", node_name=name), [options])
-        self.assertEqual(len(call("query-node-options")), 5)
+        self.assertEqual(len(call("query-node-options")), 6)
 
     def source_steps(self):
         call = self.session.call

@@ -2,6 +2,7 @@
 """Filters and composites end to end: over NBD, with stock clients and tools."""
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -152,6 +153,110 @@ class Throttle(Filters):
     def test_ends_with_requests_held(self):
         daemon = self.daemon(self.THROTTLED, options=("--object", self.SLOW))
         self.held()
+        self.end(daemon)
+
+
+class Debug(Filters):
+    def breakpoint(self, event):
+        self.ask("blkdebug-break", "node-name=debug", f"event={event}", "tag=t")
+
+    def suspended(self):
+        return self.ask("query-blkdebug", "node-name=debug") == [
+            {"tag": "t", "event": self.event, "suspended": True}]
+
+    def assert_hit(self, event, *steps):
+        """The event happens in one of these requests, which wait for it and end well."""
+        client = self.client()
+        self.event = event
+        self.breakpoint(event)
+        for op, offset, length in steps:
+            data = b"z" * length if op == WRITE else b""
+            cookie = client.request(op, offset, 0 if op == FLUSH else length, data=data)
+            if self.suspended_now(client, event):
+                self.ask("blkdebug-resume", "node-name=debug", "tag=t")
+                self.assertEqual(client.reply(op, length)[0], cookie)
+                return
+            self.assertEqual(client.reply(op, length)[0], cookie)
+        self.fail(f"{event} never happened")
+
+    def suspended_now(self, client, event):
+        """Waits until the request is suspended or answered; whether it is suspended."""
+        return programs.wait_until(lambda: "yes" if self.suspended() else
+                                   "no" if select.select([client.socket], [], [], 0)[0] else None, event) == "yes"
+
+    def test_errors_reach_the_client(self):
+        daemon = self.daemon({"driver": "blkdebug", "node-name": "disk", "image": {"driver": "null-co", "size": MIB},
+                              "inject-error": [{"event": "none", "iotype": "write", "errno": 28, "once": True},
+                                               {"event": "none", "iotype": "read", "sector": 8}]})
+        client = self.client()
+        self.assertEqual([client.do(WRITE, 0, data=bytes(512)).error for _ in range(3)], [ENOSPC, 0, 0])
+        self.assertEqual([client.do(READ, offset, 512).error for offset in (3584, 4096, 4608)], [0, EIO, 0])
+        self.end(daemon)
+
+    def test_events_of_qcow2(self):
+        """Each event happens where it should, waits, and goes on."""
+        self.file("base", 2 * MIB, 7)
+        self.run_tool("qemu-img", "create", "-f", "qcow2", "-F", "raw", "-b", "base", "-o", "cluster_size=512", "image")
+        self.run_tool("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 64k", "-c", "write -c -P 6 64k 512", "image")
+        self.run_tool("qemu-img", "snapshot", "-c", "one", "image")
+        daemon = self.daemon(
+            {"driver": "qcow2", "node-name": "disk", "discard": "unmap",
+             "file": {"driver": "blkdebug", "node-name": "debug", "discard": "unmap",
+                      "image": {"driver": "file", "filename": "image", "discard": "unmap"}}})
+        self.assert_hit("l2_load", (READ, 0, 4096))
+        self.assert_hit("read_aio", (READ, 0, 512))
+        self.assert_hit("read", (READ, 0, 512))
+        self.assert_hit("read_backing_aio", (READ, MIB, 512))
+        self.assert_hit("read_compressed", (READ, 65536, 512))
+        self.assert_hit("refblock_load", (WRITE, 0, 512))
+        self.assert_hit("cluster_alloc", (WRITE, 512, 512))
+        self.assert_hit("l2_alloc_write", (WRITE, 32768, 512), (WRITE, 65536, 512))
+        self.assert_hit("cow_read", (WRITE, MIB + 100, 10))
+        self.assert_hit("write_aio", (WRITE, MIB + 100, 10))
+        self.assert_hit("pwritev", (WRITE, MIB + 100, 10))
+        for offset, event in enumerate(("flush_to_disk", "refblock_update", "l2_update", "l1_update")):
+            offset = MIB + (offset + 2) * 65536
+            self.assert_hit(event, (WRITE, offset, 512), (FLUSH, 0, 0))
+        many = [(WRITE, offset, 65536) for offset in range(0, 2 * MIB, 65536)]
+        self.assert_hit("refblock_alloc_write", *many[:16])
+        self.assert_hit("reftable_update", *many[16:])
+        self.end(daemon)
+        self.run_tool("qemu-img", "check", "image")
+
+    def test_metadata_errors(self):
+        """A flush whose metadata cannot be written fails, and the next one makes good for it."""
+        for event in ("refblock_update", "l2_update", "l1_update", "flush_to_disk"):
+            with self.subTest(event):
+                self.run_tool("qemu-img", "create", "-f", "qcow2", "image", "8M")
+                daemon = self.daemon(
+                    {"driver": "qcow2", "node-name": "disk",
+                     "file": {"driver": "blkdebug", "node-name": "debug",
+                              "inject-error": [{"event": event, "once": True}],
+                              "image": {"driver": "file", "filename": "image"}}})
+                client = self.client()
+                self.assertEqual(client.do(WRITE, MIB, data=b"a" * 4096).error, 0)
+                self.assertEqual([client.do(FLUSH).error for _ in range(2)], [EIO, 0])
+                self.assertEqual(client.do(READ, MIB, 4096).data, b"a" * 4096)
+                self.end(daemon)
+                self.run_tool("qemu-img", "check", "image")
+                self.run_tool("qemu-io", "-f", "qcow2", "-r", "-c", "read -P 97 1M 4k", "image")
+
+    def test_breakpoints_and_changes(self):
+        daemon = self.daemon({"driver": "blkdebug", "node-name": "debug", "image": {"driver": "null-co", "size": MIB}},
+                             export="debug")
+        client = self.client("debug")
+        self.event = "pwritev"
+        self.breakpoint("pwritev")
+        client.request(WRITE, 0, 512, data=bytes(512))
+        programs.wait_until(self.suspended, "the breakpoint")
+        self.assertEqual(client.do(READ, 0, 512).error, 0)
+        self.ask("block_resize", "node-name=debug", f"size={2 * MIB}")
+        client.reply(WRITE, 512)
+        self.assertEqual(self.ask("query-blkdebug", "node-name=debug"), [])
+        failed = self.cairnctl("blkdebug-resume", "node-name=debug", "tag=x")
+        self.assertIn("There is no breakpoint 'x'", failed.stderr)
+        failed = self.cairnctl("blkdebug-break", "node-name=debug", "tag=x", "event=none")
+        self.assertIn("event=none", failed.stderr)
         self.end(daemon)
 
 

@@ -26,6 +26,20 @@ enum format_event {
     FORMAT_NOTE       /* worth a line in the log */
 };
 
+/* What tests want to let fail or wait. */
+enum format_step {
+    FORMAT_L1_UPDATE,
+    FORMAT_L2_LOAD,
+    FORMAT_L2_UPDATE,
+    FORMAT_L2_ALLOC_WRITE,
+    FORMAT_REFTABLE_UPDATE,
+    FORMAT_REFBLOCK_LOAD,
+    FORMAT_REFBLOCK_UPDATE,
+    FORMAT_REFBLOCK_ALLOC_WRITE,
+    FORMAT_CLUSTER_ALLOC,
+    FORMAT_STEP_COUNT
+};
+
 struct format_io {
     int (*read)(void *world, enum format_file file, uint64_t offset, void *buf, size_t size);
     int (*write)(void *world, enum format_file file, uint64_t offset, const void *buf, size_t size);
@@ -53,6 +67,9 @@ struct format_io {
     /* Runs fn(arg), which computes for long and asks nothing of the world, where nobody else has to wait for it; its
      * result. NULL: the engine runs it itself. */
     int (*compute)(void *world, int (*fn)(void *arg), void *arg);
+
+    /* This is about to happen; with the lock held or not, and may take as long as I/O. NULL: nobody wants to know. */
+    void (*step)(void *world, enum format_step step);
 
     void (*report)(void *world, enum format_event event, uint64_t offset, uint64_t length, const char *text);
 };

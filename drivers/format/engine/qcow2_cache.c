@@ -211,6 +211,7 @@ static int cache_load(struct qcow2 *q, struct cache *cache, uint64_t key, struct
     cache_enter(cache, slot, key);
     slot->loading = true;
     q->io->unlock(q->world);
+    image_step(q, cache == &q->l2 ? FORMAT_L2_LOAD : FORMAT_REFBLOCK_LOAD);
     int result = q->io->read(q->world, FORMAT_FILE_IMAGE, key, buf, cache->slice_size);
 
     q->io->lock(q->world);
@@ -259,6 +260,7 @@ int cache_get(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot **
         if (result < 0)
             return result;
         atomic_fetch_add(&cache->misses, 1);
+        image_step(q, cache == &q->l2 ? FORMAT_L2_LOAD : FORMAT_REFBLOCK_LOAD);
         result = q->io->read(q->world, FORMAT_FILE_IMAGE, key, q->staging, cache->slice_size);
         if (result < 0)
             return result;
@@ -307,6 +309,7 @@ static int cache_write_run(struct qcow2 *q, struct cache *cache, struct slot **s
 {
     uint32_t run = 0;
 
+    image_step(q, cache == &q->l2 ? FORMAT_L2_UPDATE : FORMAT_REFBLOCK_UPDATE);
     while (run < count && (run + 1) * cache->slice_size <= WRITE_BATCH &&
            slots[run]->key == slots[0]->key + (uint64_t)run * cache->slice_size) {
         memcpy(q->staging + (size_t)run * cache->slice_size, (void *)(uintptr_t)slots[run]->words, cache->slice_size);

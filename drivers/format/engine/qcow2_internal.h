@@ -227,6 +227,13 @@ int tables_write_back(struct qcow2 *q, bool durable);
 int image_write(struct qcow2 *q, uint64_t offset, const void *buf, size_t size); /* metadata; counted */
 int image_flush(struct qcow2 *q);
 
+/* Tells whoever wants to know (tests) what is about to happen; may wait. */
+static inline void image_step(struct qcow2 *q, enum format_step step)
+{
+    if (q->io->step)
+        q->io->step(q->world, step);
+}
+
 /* qcow2_refcount.c: under the lock. Cluster numbers. */
 int refcount_open(struct qcow2 *q, char text[256]);
 int refcount_get(struct qcow2 *q, uint64_t cluster, uint64_t *ret);

@@ -251,8 +251,10 @@ static int l2_table_make(struct qcow2 *q, uint32_t index, uint64_t old)
     else
         memset(q->staging, 0, size);
     /* Its place, unwritten, may be named by the L1 table as soon as the next flush is over. */
-    if (result == 0 && (old || !fresh))
+    if (result == 0 && (old || !fresh)) {
+        image_step(q, FORMAT_L2_ALLOC_WRITE);
         result = image_write(q, offset, q->staging, size);
+    }
     if (result == 0)
         result = overlap_add(q, offset, size);
     if (result < 0) {
@@ -325,6 +327,7 @@ int l1_write_back(struct qcow2 *q)
             continue;
         for (uint32_t i = 0; i < count; i++)
             words[i] = htobe64(q->l1->entries[sector * 64 + i].offset);
+        image_step(q, FORMAT_L1_UPDATE);
         int result = image_write(q, q->header.l1_offset + (uint64_t)sector * 512, words, count * 8);
 
         if (result < 0)

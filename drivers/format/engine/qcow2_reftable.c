@@ -48,6 +48,7 @@ static int reftable_write(struct qcow2 *q, uint64_t block, uint64_t offset)
 {
     uint64_t entry = htobe64(offset);
 
+    image_step(q, FORMAT_REFTABLE_UPDATE);
     return image_write(q, q->header.reftable_offset + 8 * block, &entry, sizeof(entry));
 }
 
@@ -56,6 +57,7 @@ static int block_write(struct qcow2 *q, uint64_t offset, uint64_t ones)
 {
     uint32_t order = q->geometry.refcount_order;
 
+    image_step(q, FORMAT_REFBLOCK_ALLOC_WRITE);
     memset(q->staging, 0, q->geometry.cluster_size);
     for (uint64_t i = 0; i < ones; i++) {
         if (order < 3)
@@ -92,6 +94,7 @@ static int reftable_publish(struct qcow2 *q, uint64_t *table, uint64_t entries, 
     for (uint64_t done = 0; result == 0 && done < bytes; done += q->geometry.cluster_size) {
         uint64_t *words = (uint64_t *)(void *)q->staging;
 
+        image_step(q, FORMAT_REFTABLE_UPDATE);
         for (uint64_t i = 0; i < q->geometry.cluster_size / 8; i++)
             words[i] = htobe64(table[done / 8 + i]);
         result = image_write(q, offset + done, q->staging, q->geometry.cluster_size);
