@@ -15,6 +15,7 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "core/node.h"
+#include "core/trace.h"
 
 struct change_action {
     struct list_link link;
@@ -117,8 +118,7 @@ void change_abort(struct change *change)
     struct change_edge *changed;
 
     change_unclaim();
-    for (struct list_link *link = change->actions.head.previous; link != &change->actions.head;
-         link = link->previous) {
+    for (struct list_link *link = change->actions.head.previous; link != &change->actions.head; link = link->previous) {
         struct change_action *action = container_of(link, struct change_action, link);
 
         if (action->type->abort)
@@ -255,6 +255,7 @@ int change_apply(struct change *change, struct error *err)
     int result = change_check(change, err);
 
     if (result < 0) {
+        TRACE(change, change, 0, result);
         change_abort(change);
         return result;
     }
@@ -270,6 +271,7 @@ int change_apply(struct change *change, struct error *err)
         change_commit(change);
     if (drain)
         drain_end(drain);
+    TRACE(change, change, count, result);
     if (result < 0)
         change_abort(change);
     else

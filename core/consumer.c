@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "core/source.h"
+#include "core/trace.h"
 
 struct list consumer_registry = LIST_INIT(consumer_registry);
 
@@ -132,6 +133,8 @@ static void consumer_begin(struct consumer *consumer, struct consumer_loop *loca
     local->inflight++;
     req->epoch = loop_unit_begin(loop);
     req->edge = &consumer->edge;
+    TRACE(request_start, req, consumer->edge.child ? consumer->edge.child->name : NULL, req->op, req->offset,
+          req->length, req->flags);
     if (unlikely(!consumer->edge.child))
         request_walk(req, request_up(req, -ESHUTDOWN));
     else if (unlikely(req->op != REQ_FLUSH && (req->offset > size || req->length > size - req->offset)))

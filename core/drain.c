@@ -16,6 +16,7 @@
 #include "core/error.h"
 #include "core/loop.h"
 #include "core/memory.h"
+#include "core/trace.h"
 
 struct drain_loop {
     struct loop_message ask, quiet, resumed;
@@ -175,6 +176,7 @@ int drain_begin(struct drain **ret, struct consumer *const *consumers, unsigned 
     if (count)
         memcpy(drain->consumers, consumers, count * sizeof(*consumers));
     drain->consumer_count = count;
+    TRACE(drain_begin, drain, count);
     drain->limit.expired = drain_is_late;
     drain_find_holders(drain);
     for (unsigned i = 0; i < LOOP_MAX && count; i++) {
@@ -214,6 +216,7 @@ void drain_end(struct drain *drain)
     }
     if (drain->paused)
         drain_wait(drain);
+    TRACE(drain_end, drain, drain->late);
     free(drain->consumers);
     free(drain->holders);
     free(drain);

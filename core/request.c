@@ -17,6 +17,7 @@
 #include "core/loop.h"
 #include "core/memory.h"
 #include "core/request_side.h"
+#include "core/trace.h"
 #include "generated/options.h"
 
 #define REQUEST_REPORT_NS 100000000u
@@ -105,6 +106,7 @@ static void request_finish(struct request *req)
     struct consumer *consumer = req->consumer;
 
     if (consumer) {
+        TRACE(request_end, req, req->stat_op, req->result);
         struct loop *loop = req->loop;
         struct consumer_loop *local = &consumer->loops[loop->index];
         unsigned op = req->stat_op;
@@ -146,6 +148,7 @@ void request_walk(struct request *req, enum step step)
             step = request_after(req);
             break;
         case STEP_SLOW:
+            TRACE(request_slow, req, req->edge->child->name, req->op);
             coroutine_start(req->loop, request_slow_entry, req);
             return;
         case STEP_HELD:
