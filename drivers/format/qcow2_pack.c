@@ -50,6 +50,30 @@ static int pack_write(const struct pack_part *part, unsigned char *buf)
     return result == -E2BIG ? disk_write_held(disk, part->cluster, &iov, 1, inside, 0) : result;
 }
 
+/*
+ * Whether the cluster is written as a whole, or nobody can write to the rest of it meanwhile: writes in place hold no
+ * lock, and one that comes after the rest was read would be lost.
+ */
+static int pack_is_alone(const struct pack_part *part, bool *whole)
+{
+    struct disk *disk = part->disk;
+    uint64_t left = qcow2_size(disk->engine) - part->cluster, done = 0;
+    uint64_t inside = left < disk->cluster_size ? left : disk->cluster_size;
+    int result = 0;
+
+    *whole = true;
+    if (part->to - part->from >= inside)
+        return 0;
+    while (done < inside && result == 0 && *whole) {
+        struct mapping map;
+
+        result = disk_ask(disk, part->cluster + done, inside - done, &map);
+        *whole = result == 0 && !(map.kind == MAPPING_DATA && map.copied);
+        done += map.length;
+    }
+    return result;
+}
+
 /* What is filled in goes where nothing is: if that is not the whole cluster, it is not for us to compress it. */
 static int pack_fills(const struct pack_part *part, bool *whole)
 {
@@ -63,7 +87,7 @@ static int pack_fills(const struct pack_part *part, bool *whole)
     return result;
 }
 
-static int pack_fill_plain(const struct pack_part *part)
+static int pack_plain(const struct pack_part *part)
 {
     const struct request *req = part->req;
     uint64_t done = part->from;
@@ -74,7 +98,7 @@ static int pack_fill_plain(const struct pack_part *part)
         size_t size = part->to - done;
         unsigned count = iov_window(req->iov, req->iov_count, done - req->offset, &size, iov, 16);
 
-        result = disk_write_held(part->disk, done, iov, count, size, REQ_FILL);
+        result = disk_write_held(part->disk, done, iov, count, size, req->flags & REQ_FILL);
         done += size;
     }
     return result;
@@ -84,12 +108,12 @@ static int pack_part(struct fan_task *task)
 {
     const struct pack_part *part = container_of(task, struct pack_part, task);
     bool whole = true;
-    int result = part->req->flags & REQ_FILL ? pack_fills(part, &whole) : 0;
+    int result = part->req->flags & REQ_FILL ? pack_fills(part, &whole) : pack_is_alone(part, &whole);
 
     if (result < 0)
         return result;
     if (!whole)
-        return pack_fill_plain(part);
+        return pack_plain(part);
     unsigned char *buf = disk_buffer_get(part->disk);
 
     result = buf ? pack_write(part, buf) : -ENOMEM;

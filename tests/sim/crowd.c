@@ -233,6 +233,8 @@ static bool slot_choose(struct crowd_slot *slot)
         slot->flags |= sim_chance(sim, 500) ? REQ_MAY_UNMAP : 0;
         slot->flags |= sim_chance(sim, 100) ? REQ_FAST_ONLY : 0;
     }
+    if (slot->op == REQ_WRITE && sim_chance(sim, crowd->compressed))
+        slot->flags |= REQ_COMPRESSED;
     slot->offset = slot->length = 0;
     if (slot->op == REQ_FLUSH)
         return true;
@@ -244,11 +246,12 @@ static void slot_fill(struct crowd_slot *slot)
 {
     struct sim *sim = slot->crowd->sim;
     uint64_t value = sim_chance(sim, 50) ? 0 : sim_random(sim, UINT64_MAX) | 1;
+    uint64_t step = sim_chance(sim, 500) ? 2 : 0; /* what repeats can be compressed */
     uint64_t first = sim_random(sim, slot->length), second = sim_random(sim, slot->length - first);
 
     if (slot->op == REQ_READ)
         memset(slot->data, 0xa5, slot->length);
-    for (uint64_t i = 0; slot->op == REQ_WRITE && i < slot->length; i += sizeof(value), value += value ? 2 : 0)
+    for (uint64_t i = 0; slot->op == REQ_WRITE && i < slot->length; i += sizeof(value), value += value ? step : 0)
         memcpy(slot->data + i, &value, slot->length - i < sizeof(value) ? slot->length - i : sizeof(value));
     slot->iov[0] = (struct iovec){slot->data, first};
     slot->iov[1] = (struct iovec){slot->data + first, second};
@@ -356,6 +359,7 @@ struct crowd *crowd_new(struct sim *sim)
     crowd->sim = sim;
     crowd->limit = UINT64_MAX;
     crowd->discards = (unsigned)sim_random(sim, 150);
+    crowd->compressed = sim_chance(sim, 300) ? 100 : 0;
     for (unsigned i = 0; i < CROWD_HOT; i++)
         crowd->hot[i] = sim_random(sim, CROWD_DISK_MAX);
     crowd->bytes = memory_zero(CROWD_DISK_MAX);

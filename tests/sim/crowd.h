@@ -48,11 +48,11 @@ struct crowd {
     struct sim *sim;
     struct consumer consumer;
     bool stopped, faulty;
-    unsigned discards;           /* permille of requests */
-    uint64_t hot[CROWD_HOT];     /* places that most requests go to */
-    uint64_t wild, wild_end;     /* bytes whose content a resize may take away just now */
-    uint64_t ended_count, limit; /* requests that ended; after so many no new ones come */
-    uint32_t now, promised;      /* numbers of beginnings and ends; all that ended before promised is durable */
+    unsigned discards, compressed; /* permille of requests, of writes */
+    uint64_t hot[CROWD_HOT];       /* places that most requests go to */
+    uint64_t wild, wild_end;       /* bytes whose content a resize may take away just now */
+    uint64_t ended_count, limit;   /* requests that ended; after so many no new ones come */
+    uint32_t now, promised;        /* numbers of beginnings and ends; all that ended before promised is durable */
     unsigned char *bytes, *kinds, *writers, *mixed; /* [byte of the disk] */
     uint32_t *ended;                                /* [byte]: when the last write to it did */
     struct crowd_slot slots[CROWD_LOOPS][CROWD_SLOTS];

@@ -250,6 +250,9 @@ void stage_begin(uint64_t seed, bool by_slow, const struct image *image)
     stage.crowd = crowd_new(stage.sim);
     stage.file = part_of(stage.image->bytes, stage.image->size);
     stage.data = stage.base = stage.middle = (struct stage_file){.fd = -1};
+    /* What is compressed has no place in a data file. */
+    if (stage.image->data_file)
+        stage.crowd->compressed = 0;
     if (stage.image->data_file)
         stage.data = part_of(NULL, IMAGE_SIZE);
     if (stage.image->fill != IMAGE_EMPTY)
