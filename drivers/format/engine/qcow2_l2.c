@@ -199,6 +199,21 @@ static _Atomic uint32_t *l1_slots(struct qcow2 *q, struct l1_entry *entry)
     return slots;
 }
 
+/* Aligned, and inside the file: elsewhere it would read as empty. */
+static bool l2_table_is_sane(const struct qcow2 *q, uint64_t table)
+{
+    uint64_t host = table & QCOW2_OFFSET_MASK;
+
+    return !(table & QCOW2_L1_RESERVED) && !(host & (q->geometry.cluster_size - 1)) && host < q->alloc.file_size;
+}
+
+static int l2_table_corrupt(struct qcow2 *q, uint64_t host, uint64_t index)
+{
+    return corrupt(q, host, q->geometry.cluster_size, "L2 table offset 0x%llx %s (L1 index: 0x%llx)",
+                   (unsigned long long)host, host < q->alloc.file_size ? "unaligned" : "outside the file",
+                   (unsigned long long)index);
+}
+
 int l2_get(struct qcow2 *q, uint64_t offset, struct l2_place *ret)
 {
     const struct geometry *g = &q->geometry;
@@ -213,9 +228,8 @@ int l2_get(struct qcow2 *q, uint64_t offset, struct l2_place *ret)
 
         if (!host)
             return 0;
-        if (table & QCOW2_L1_RESERVED || host & (g->cluster_size - 1))
-            return corrupt(q, host, g->cluster_size, "L2 table offset 0x%llx unaligned (L1 index: 0x%llx)",
-                           (unsigned long long)host, (unsigned long long)index);
+        if (!l2_table_is_sane(q, table))
+            return l2_table_corrupt(q, host, index);
         _Atomic uint32_t *slots = l1_slots(q, entry);
 
         if (!slots)
@@ -279,9 +293,8 @@ int l2_get_writable(struct qcow2 *q, uint64_t offset, struct l2_place *ret)
             return -EFBIG;
         uint64_t table = q->l1->entries[index].offset, host = table & QCOW2_OFFSET_MASK;
 
-        if (host & (q->geometry.cluster_size - 1))
-            return corrupt(q, host, q->geometry.cluster_size, "L2 table offset 0x%llx unaligned (L1 index: 0x%llx)",
-                           (unsigned long long)host, (unsigned long long)index);
+        if (host && !l2_table_is_sane(q, table))
+            return l2_table_corrupt(q, host, index);
         if (!host || !(table & QCOW2_COPIED)) {
             int result = l2_table_make(q, (uint32_t)index, host);
 

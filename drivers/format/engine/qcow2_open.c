@@ -29,6 +29,28 @@ static int l1_read(struct qcow2 *q, char text[256])
     return result;
 }
 
+/* Whether the file has [offset, offset + length), or a part of its last cluster. */
+static bool table_is_inside(const struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    uint64_t end = qcow2_align_up(q->io->size(q->world, FORMAT_FILE_IMAGE), q->geometry.cluster_size);
+
+    return length <= end && offset <= end - length;
+}
+
+/* What lies outside would read as zeroes, and come into being when it is written. */
+static int tables_check(const struct qcow2 *q, char text[256])
+{
+    const struct qcow2_header *header = &q->header;
+
+    if (!table_is_inside(q, header->l1_offset, (uint64_t)header->l1_entries * 8))
+        return text_fail(text, -EINVAL, "Active L1 table is not inside the file");
+    if (!table_is_inside(q, header->reftable_offset, (uint64_t)header->reftable_clusters << header->cluster_bits))
+        return text_fail(text, -EINVAL, "Refcount table is not inside the file");
+    if (header->snapshots && !table_is_inside(q, header->snapshots_offset, 40))
+        return text_fail(text, -EINVAL, "Snapshot table is not inside the file");
+    return 0;
+}
+
 /* Where the metadata is that guest data must not hit. */
 static int metadata_note(struct qcow2 *q)
 {
@@ -108,6 +130,8 @@ static int open_all(struct qcow2 *q, char text[256])
     const struct qcow2_settings *settings = &q->settings;
     int result = header_read(q, text);
 
+    if (result == 0)
+        result = tables_check(q, text);
     if (result == 0)
         result = settings_check(q, settings, text);
     if (result < 0)

@@ -56,6 +56,10 @@ static int refcount_slot(struct qcow2 *q, uint64_t cluster, struct slot **ret, u
     if (offset & (q->geometry.cluster_size - 1))
         return corrupt(q, offset, q->geometry.cluster_size, "Refblock offset 0x%llx unaligned (reftable index: 0x%llx)",
                        (unsigned long long)offset, (unsigned long long)block);
+    if (offset >= q->alloc.file_size)
+        return corrupt(q, offset, q->geometry.cluster_size,
+                       "Refblock offset 0x%llx outside the file (reftable index: 0x%llx)", (unsigned long long)offset,
+                       (unsigned long long)block);
     return cache_get(q, &q->refcounts, offset + in_block / per_slice * slice_size, ret);
 }
 
