@@ -66,10 +66,15 @@ bool vhost_chain_add(struct vhost_queue *queue, struct vhost_chain *chain, uint6
     return chain_append(queue, chain, queue->view.host + inside, size, writable);
 }
 
-static bool chain_table_entry(struct vhost_queue *queue, struct vhost_chain *chain, const struct vring_desc *desc)
+/* Packed descriptors have an id and the flags where split ones have the flags and the next one. */
+static uint16_t chain_table_flags(const struct vring_desc *desc, bool linked)
 {
-    uint16_t flags = le16toh(desc->flags);
+    return le16toh(linked ? desc->flags : desc->next);
+}
 
+static bool chain_table_entry(struct vhost_queue *queue, struct vhost_chain *chain, const struct vring_desc *desc,
+                              uint16_t flags)
+{
     if (unlikely(flags & VRING_DESC_F_INDIRECT)) {
         vhost_queue_break(queue, "an indirect table in an indirect table");
         return false;
@@ -123,9 +128,13 @@ bool vhost_chain_add_table(struct vhost_queue *queue, struct vhost_chain *chain,
             vhost_queue_break(queue, "a chain leaves its indirect table of %u entries", entries);
             return false;
         }
-        if (unlikely(!chain_table_get(queue, table, guest, index, &desc) || !chain_table_entry(queue, chain, &desc)))
+        if (unlikely(!chain_table_get(queue, table, guest, index, &desc)))
             return false;
-        if (linked && !(le16toh(desc.flags) & VRING_DESC_F_NEXT))
+        uint16_t flags = chain_table_flags(&desc, linked);
+
+        if (unlikely(!chain_table_entry(queue, chain, &desc, flags)))
+            return false;
+        if (linked && !(flags & VRING_DESC_F_NEXT))
             return true;
         if (!linked && seen + 1 == entries)
             return true;

@@ -20,10 +20,10 @@
 uint64_t vhost_config_features(const struct vhost_export *export)
 {
     uint64_t features = VHOST_BIT(VIRTIO_F_VERSION_1) | VHOST_BIT(VHOST_F_PROTOCOL_FEATURES) |
-                        VHOST_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VHOST_BIT(VIRTIO_RING_F_EVENT_IDX) |
-                        VHOST_BIT(VIRTIO_BLK_F_SIZE_MAX) | VHOST_BIT(VIRTIO_BLK_F_SEG_MAX) |
-                        VHOST_BIT(VIRTIO_BLK_F_BLK_SIZE) | VHOST_BIT(VIRTIO_BLK_F_TOPOLOGY) |
-                        VHOST_BIT(VIRTIO_BLK_F_FLUSH) | VHOST_BIT(VIRTIO_BLK_F_MQ);
+                        VHOST_BIT(VIRTIO_F_RING_PACKED) | VHOST_BIT(VIRTIO_RING_F_INDIRECT_DESC) |
+                        VHOST_BIT(VIRTIO_RING_F_EVENT_IDX) | VHOST_BIT(VIRTIO_BLK_F_SIZE_MAX) |
+                        VHOST_BIT(VIRTIO_BLK_F_SEG_MAX) | VHOST_BIT(VIRTIO_BLK_F_BLK_SIZE) |
+                        VHOST_BIT(VIRTIO_BLK_F_TOPOLOGY) | VHOST_BIT(VIRTIO_BLK_F_FLUSH) | VHOST_BIT(VIRTIO_BLK_F_MQ);
 
     if (!export->export->writable)
         return features | VHOST_BIT(VIRTIO_BLK_F_RO);

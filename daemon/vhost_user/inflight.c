@@ -4,12 +4,14 @@
  */
 #include "daemon/vhost_user/inflight.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/error.h"
 #include "core/memory.h"
+#include "daemon/vhost_user/queue.h"
 
 #define INFLIGHT_VERSION 1u
 
@@ -103,6 +105,136 @@ int vhost_inflight_split_begin(struct vhost_inflight *inflight, unsigned size, u
     return 1;
 }
 
+/* Packed rings. */
+
+/* Follows count links of the region from entry on, into inflight->next; seen: each entry is met once. */
+static int inflight_packed_follow(struct vhost_inflight *inflight, unsigned size, uint16_t entry, unsigned count,
+                                  bool *seen, uint16_t *after, struct error *err)
+{
+    for (unsigned i = 0; i < count; i++) {
+        if (entry >= size || seen[entry])
+            return error_set(err, -EINVAL, "the in-flight region's entry %u is %s", entry,
+                             entry >= size ? "outside of it" : "linked twice");
+        uint16_t next = inflight->packed->desc[entry].next;
+
+        seen[entry] = true;
+        inflight->next[entry] = next;
+        entry = next;
+    }
+    *after = entry;
+    return 0;
+}
+
+/* Used entries of a batch that was not shown must not be taken for those of a later one. */
+static void inflight_packed_hide(struct vring_packed_desc *ring, unsigned size, unsigned place, bool wrap,
+                                 unsigned count)
+{
+    for (; count; count--) {
+        uint16_t flags = le16toh(__atomic_load_n(&ring[place].flags, __ATOMIC_RELAXED));
+
+        if ((flags & vhost_packed_flags(true, true)) == vhost_packed_flags(wrap, wrap))
+            __atomic_store_n(&ring[place].flags, htole16(vhost_packed_flags(wrap, !wrap)), __ATOMIC_RELAXED);
+        if (++place == size) {
+            place = 0;
+            wrap = !wrap;
+        }
+    }
+}
+
+/* Whether the last batch was shown to the driver is to be seen at its first entry; if not, all is as before. */
+static int inflight_packed_settle(struct vhost_inflight_packed *region, struct vring_packed_desc *ring, unsigned size,
+                                  struct error *err)
+{
+    unsigned place = region->old_used_idx, end = region->used_idx;
+    bool wrap = region->old_used_wrap_counter, end_wrap = region->used_wrap_counter;
+
+    if (place >= size || end >= size)
+        return error_set(err, -EINVAL, "the in-flight region was left at used index %u of %u", end, size);
+    unsigned count = place == end && wrap != end_wrap ? size : (end + size - place) % size;
+    uint16_t flags = le16toh(__atomic_load_n(&ring[place].flags, __ATOMIC_ACQUIRE));
+    bool shown = (flags & vhost_packed_flags(true, true)) != vhost_packed_flags(wrap, !wrap);
+
+    if (count && shown) {
+        region->old_free_head = region->free_head;
+        region->old_used_wrap_counter = end_wrap;
+        region->old_used_idx = (uint16_t)end;
+    } else {
+        inflight_packed_hide(ring, size, place, wrap, count);
+        region->free_head = region->old_free_head;
+        region->used_wrap_counter = wrap;
+        region->used_idx = (uint16_t)place;
+    }
+    return 0;
+}
+
+/* Finds what is in flight, and what is free. */
+static int inflight_packed_read(struct vhost_inflight *inflight, unsigned size, unsigned *avail_ahead,
+                                struct error *err)
+{
+    struct vhost_inflight_packed *region = inflight->packed;
+    AUTO_FREE struct inflight_found *found = memory_array(size, sizeof(*found));
+    AUTO_FREE bool *seen = memory_array(size, sizeof(*seen)), *idle = memory_array(size, sizeof(*idle));
+    unsigned count = 0, entries = 0;
+    uint16_t entry = region->free_head;
+
+    for (unsigned i = 0; i < size && entry < size && !idle[entry]; i++) {
+        idle[entry] = true;
+        region->desc[entry].inflight = 0;
+        entry = region->desc[entry].next;
+    }
+    for (unsigned i = 0; i < size; i++) {
+        uint16_t num = region->desc[i].num;
+
+        if (idle[i] || !region->desc[i].inflight)
+            continue;
+        if (num == 0 || num > size - entries)
+            return error_set(err, -EINVAL, "the in-flight region's entry %u has %u descriptors", i, num);
+        int result = inflight_packed_follow(inflight, size, (uint16_t)i, num, seen, &entry, err);
+
+        if (result < 0)
+            return result;
+        found[count++] = (struct inflight_found){.counter = region->desc[i].counter, .entry = (uint16_t)i};
+        entries += num;
+    }
+    inflight->free_head = region->free_head;
+    *avail_ahead = entries;
+    inflight_again(inflight, found, count);
+    return inflight_packed_follow(inflight, size, region->free_head, size - entries, seen, &entry, err);
+}
+
+int vhost_inflight_packed_begin(struct vhost_inflight *inflight, struct vring_packed_desc *ring, unsigned size,
+                                struct vhost_inflight_place *used, unsigned *avail_ahead, struct error *err)
+{
+    struct vhost_inflight_packed *region = inflight->packed;
+
+    inflight->again = memory_array(size, sizeof(*inflight->again));
+    inflight->next = memory_array(size, sizeof(*inflight->next));
+    if (region->version == 0) {
+        memset(region, 0, vhost_inflight_size(size, true));
+        for (unsigned i = 0; i < size; i++)
+            region->desc[i].next = inflight->next[i] = (uint16_t)(i + 1);
+        inflight->free_head = 0;
+        region->desc_num = (uint16_t)size;
+        region->used_idx = region->old_used_idx = used->index;
+        region->used_wrap_counter = region->old_used_wrap_counter = used->wrap;
+        vhost_inflight_order();
+        region->version = INFLIGHT_VERSION;
+        return 0;
+    }
+    int result = inflight_check(region->version, region->desc_num, size, err);
+
+    if (result < 0)
+        return result;
+    result = inflight_packed_settle(region, ring, size, err);
+    if (result < 0)
+        return result;
+    *used = (struct vhost_inflight_place){.index = region->used_idx, .wrap = region->used_wrap_counter};
+    if (used->index >= size)
+        return error_set(err, -EINVAL, "the in-flight region was left at used index %u of %u", used->index, size);
+    result = inflight_packed_read(inflight, size, avail_ahead, err);
+    return result < 0 ? result : 1;
+}
+
 void vhost_inflight_end(struct vhost_inflight *inflight, bool packed)
 {
     /* What could not even be submitted again stays in flight. */
@@ -112,5 +244,6 @@ void vhost_inflight_end(struct vhost_inflight *inflight, bool packed)
         inflight->split->version = 0;
     free(take_ptr(&inflight->again));
     free(take_ptr(&inflight->batch));
+    free(take_ptr(&inflight->next));
     inflight->again_count = inflight->batch_count = 0;
 }

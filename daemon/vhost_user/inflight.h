@@ -62,8 +62,16 @@ struct vhost_inflight {
     uint64_t counter;
     uint16_t *again;                /* heads or entries to be submitted once more, oldest first */
     unsigned again_count;
-    uint16_t *batch;                /* what ended in this turn: likewise */
+    uint16_t *batch;                /* split: heads of what ended in this turn */
     unsigned batch_count;
+    uint16_t *next;                 /* packed: the links between entries, as the region has them; the front end might */
+    uint16_t free_head;             /* change those there */
+};
+
+/* Where a packed ring is. */
+struct vhost_inflight_place {
+    uint16_t index;
+    bool wrap;
 };
 
 static inline void vhost_inflight_order(void)
@@ -81,7 +89,13 @@ size_t vhost_inflight_size(unsigned queue_size, bool packed);
  */
 int vhost_inflight_split_begin(struct vhost_inflight *inflight, unsigned size, uint16_t used_idx, struct error *err);
 
-/* The queue has stopped with nothing in flight. */
+/* The same for a packed ring; used is where the ring goes on to be used, and is set if the region tells it. avail_ahead:
+ * entries of the ring from there to the next available one. */
+struct vring_packed_desc;
+int vhost_inflight_packed_begin(struct vhost_inflight *inflight, struct vring_packed_desc *ring, unsigned size,
+                                struct vhost_inflight_place *used, unsigned *avail_ahead, struct error *err);
+
+/* The queue has stopped with nothing in flight, or has not started. */
 void vhost_inflight_end(struct vhost_inflight *inflight, bool packed);
 
 static inline void vhost_inflight_split_take(struct vhost_inflight *inflight, uint16_t head)
@@ -112,6 +126,45 @@ static inline void vhost_inflight_split_publish(struct vhost_inflight *inflight,
     inflight->batch_count = 0;
     vhost_inflight_order();
     inflight->split->used_idx = used_idx;
+}
+
+/* Packed: one more descriptor of a chain that begins at entry first; returns its entry. */
+static inline uint16_t vhost_inflight_packed_add(struct vhost_inflight *inflight, uint64_t addr, uint32_t len,
+                                                 uint16_t id, uint16_t flags)
+{
+    uint16_t index = inflight->free_head;
+    struct vhost_inflight_packed_entry *entry = &inflight->packed->desc[index];
+
+    entry->addr = addr;
+    entry->len = len;
+    entry->id = id;
+    entry->flags = flags;
+    inflight->free_head = inflight->next[index];
+    return index;
+}
+
+/* The chain of count entries from first to last is taken. Until old_free_head moves on, nothing has happened. */
+static inline void vhost_inflight_packed_take(struct vhost_inflight *inflight, uint16_t first, uint16_t last,
+                                              uint16_t count)
+{
+    struct vhost_inflight_packed_entry *entry = &inflight->packed->desc[first];
+
+    entry->num = count;
+    entry->last = last;
+    entry->counter = inflight->counter++;
+    entry->inflight = 1;
+    inflight->packed->free_head = inflight->free_head;
+    vhost_inflight_order();
+    inflight->packed->old_free_head = inflight->free_head;
+    vhost_inflight_order();
+}
+
+/* The chain from first to last has ended; it is committed with the batch. */
+static inline void vhost_inflight_packed_put(struct vhost_inflight *inflight, uint16_t first, uint16_t last)
+{
+    inflight->packed->desc[last].next = inflight->free_head;
+    inflight->next[last] = inflight->free_head;
+    inflight->free_head = first;
 }
 
 #endif

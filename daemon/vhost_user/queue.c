@@ -263,6 +263,7 @@ static void queue_order(struct vhost_queue *queue, void (*run)(struct vhost_queu
 
 static void queue_free(struct vhost_queue *queue)
 {
+    queue->ring.ops->end(queue);
     slots_clear(&queue->slots, queue->setup.size);
     slots_clear(&queue->spare, queue->setup.size);
     free(take_ptr(&queue->chain));
@@ -273,7 +274,7 @@ static int queue_create(struct vhost_queue *queue, uint64_t features, struct err
     struct vhost_ring *ring = &queue->ring;
 
     *ring = (struct vhost_ring){
-        .ops = &vhost_ring_split,
+        .ops = features & VHOST_BIT(VIRTIO_F_RING_PACKED) ? &vhost_ring_packed : &vhost_ring_split,
         .size = queue->setup.size,
         .event_idx = features & VHOST_BIT(VIRTIO_RING_F_EVENT_IDX),
         .indirect = features & VHOST_BIT(VIRTIO_RING_F_INDIRECT_DESC),
@@ -290,6 +291,7 @@ int vhost_queue_start(struct vhost_queue *queue, struct loop *loop, uint64_t fea
     int result = queue_create(queue, features, err);
 
     if (result < 0) {
+        queue->inflight.region = NULL;      /* stays as it is */
         queue_free(queue);
         return result;
     }
@@ -309,7 +311,6 @@ void vhost_queue_stop(struct vhost_queue *queue)
     queue_order(queue, queue_stop_on_loop);
     queue->running = false;
     queue->setup.base = queue->ring.ops->base(queue);
-    vhost_inflight_end(&queue->inflight, false);
     queue_free(queue);
 }
 

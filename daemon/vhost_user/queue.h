@@ -48,7 +48,7 @@ struct vhost_slot {
     uint32_t written;               /* bytes that the guest finds written if it ends well, with the status */
     uint16_t head;                  /* split: index of the first descriptor; packed: buffer id */
     uint16_t count;                 /* packed: entries of the ring */
-    uint16_t entry;                 /* packed: its first entry in the in-flight region */
+    uint16_t entry, last;           /* packed: its first and last entry in the in-flight region */
     uint16_t next_free;             /* packed */
     bool busy;
     struct iovec iov[2];            /* short requests; others have a row of slots.iov */
@@ -75,6 +75,7 @@ struct vhost_disk {
 struct vhost_ring_ops {
     /* From the base that was set, or from what the in-flight region says. -EINVAL. */
     int (*begin)(struct vhost_queue *queue, struct error *err);
+    void (*end)(struct vhost_queue *queue);                 /* also when begin() failed */
     uint32_t (*base)(const struct vhost_queue *queue);      /* for GET_VRING_BASE */
     /* Takes and submits all that is available; how many. Broken rings: vhost_queue_break(). */
     unsigned (*take)(struct vhost_queue *queue);
@@ -94,12 +95,17 @@ struct vhost_ring_split_state {
     struct vring_used *used;
 };
 
+/* A request that ended in this turn. */
+struct vhost_packed_done {
+    uint16_t id, count, entry, last;
+    uint32_t written;
+};
+
 struct vhost_ring_packed_state {
     struct vring_packed_desc *desc;
     struct vring_packed_desc_event *driver, *device;
-    uint16_t *done;                 /* slots that ended in this turn */
+    struct vhost_packed_done *done;
     unsigned done_count;
-    uint16_t free_slot;
 };
 
 struct vhost_ring {
@@ -121,6 +127,7 @@ struct vhost_slots {
     unsigned scratch;               /* bytes of frames in each */
     struct iovec *iov;              /* VHOST_IOV_MAX for each slot: address space, until it is used */
     unsigned busy;
+    uint16_t free;                  /* packed: the first one that is free, linked by next_free */
 };
 
 /* What the front end said about a queue; main loop. */
@@ -225,6 +232,12 @@ void vhost_blk_done(struct request *req);
         __asm__ volatile("" : "+r"(once_)); \
         once_;                              \
     })
+
+/* The flags that make a packed descriptor available or used (virtio 1.2, 2.8.1). */
+static inline uint16_t vhost_packed_flags(bool avail, bool used)
+{
+    return (uint16_t)(avail << VRING_PACKED_DESC_F_AVAIL | used << VRING_PACKED_DESC_F_USED);
+}
 
 static inline struct vring_desc vhost_desc_once(const void *shared)
 {

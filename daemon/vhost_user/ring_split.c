@@ -57,6 +57,11 @@ static int split_begin(struct vhost_queue *queue, struct error *err)
     return result < 0 ? result : 0;
 }
 
+static void split_end(struct vhost_queue *queue)
+{
+    vhost_inflight_end(&queue->inflight, false);
+}
+
 static uint32_t split_base(const struct vhost_queue *queue)
 {
     return queue->ring.next_avail;
@@ -205,6 +210,7 @@ static void split_disarm(struct vhost_queue *queue)
 
 const struct vhost_ring_ops vhost_ring_split = {
     .begin = split_begin,
+    .end = split_end,
     .base = split_base,
     .take = split_take,
     .resubmit = split_resubmit,

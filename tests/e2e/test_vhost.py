@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """vhost-user-blk exports, under cairn-vhost-bench."""
+import json
 import os
 import sys
 import time
@@ -12,7 +13,8 @@ from vhost_client import MIX, VhostTest as _VhostTest
 
 MIB = 1 << 20
 # Requests of each load; the full proof is CAIRN_VHOST_COUNT=10000000.
-COUNT = os.environ.get("CAIRN_VHOST_COUNT", "2000")
+COUNT = os.environ.get("CAIRN_VHOST_COUNT", "1000")
+KILLS = int(os.environ.get("CAIRN_VHOST_KILLS", "3"))
 
 LOADS = [
     "",
@@ -66,13 +68,19 @@ class VhostTest(_VhostTest):
 
 
 class Loads(VhostTest):
-    def test_loads(self):
+    def verify(self, *options):
         self.serve_export()
         for load in LOADS:
             with self.subTest(load):
-                result = self.bench("--verify", "--count", COUNT, *MIX.split(), *load.split())
+                result = self.bench("--verify", "--seconds=600", "--count", COUNT, *MIX.split(), *load.split(), *options)
                 self.assertEqual(result["requests"], int(COUNT))
-                self.assertGreater(result["verified_blocks"], 1000)
+                self.assertGreater(result["verified_blocks"], 500)
+
+    def test_split(self):
+        self.verify()
+
+    def test_packed(self):
+        self.verify("--packed")
 
     def test_read_only(self):
         self.serve_export(options="writable=off")
@@ -116,7 +124,35 @@ class Life(VhostTest):
         load.terminate()
         out, said = load.communicate(timeout=programs.PATIENCE)
         self.assertEqual(load.returncode, 0, said)
-        self.assertRegex(out, r'"reconnects": *3')
+        self.assertEqual(json.loads(out)["reconnects"], 3)
+
+    def kill_under_load(self, *options):
+        """The daemon is killed and comes back; the front end must not see an error, and all data must be there."""
+        daemon = self.serve_export()
+        load = self.start_load("--queues=4", "--reconnect=30", "--verify", *MIX.split(), *options)
+        for _ in range(KILLS):
+            time.sleep(0.3)
+            daemon.kill()
+            daemon.wait()
+            daemon = self.serve_export()
+            self.wait_for_front_end()
+        time.sleep(0.3)
+        load.terminate()
+        out, said = load.communicate(timeout=programs.PATIENCE)
+        self.assertEqual(load.returncode, 0, said)
+        self.assertEqual(json.loads(out)["reconnects"], KILLS)
+
+    def test_killed_split(self):
+        self.kill_under_load("--size=512-16384", "--segments=4", "--cut")
+
+    def test_killed_split_direct(self):
+        self.kill_under_load("--direct", "--poll")
+
+    def test_killed_packed(self):
+        self.kill_under_load("--packed", "--size=512-16384", "--segments=4", "--cut")
+
+    def test_killed_packed_direct(self):
+        self.kill_under_load("--packed", "--direct", "--segments=3")
 
     def test_resize_is_announced(self):
         self.serve_export()
