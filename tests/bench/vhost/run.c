@@ -263,9 +263,10 @@ int bench_run(struct bench *bench, struct error *err)
 
     if (rc == 0)
         rc = run_take_signals(&run, err);
+    /* First, or what comes back at once would not be counted. */
+    run_plan(&run);
     if (rc == 0)
         rc = load_start(&bench->load, err);
-    run_plan(&run);
     while (rc == 0 && !load_is_over(&bench->load, &rc, err)) {
         rc = run_wait(&run, err);
         if (rc == 0)
