@@ -47,7 +47,8 @@ enum request_flag {
     REQ_UNCHANGED = 8,      /* nobody can notice this write: copy-on-read, stream */
     REQ_COMPRESSED = 16,    /* write compressed what gets smaller; parts of clusters are read and compressed whole */
     REQ_FILL = 32,          /* write only where the format has nothing allocated; what is copied from below it. Zeroes
-                             * of a guest count as something only if there is a node below */
+                             * of a guest count as something only if there is a node below. Read, prefetch: and keep
+                             * what came from below, if that goes */
     REQ_BOUNCED = 64        /* a hint on the way up: memory aligned to BUFFER_ALIGN would have saved a copy */
 };
 

@@ -298,6 +298,7 @@ const struct driver blkdebug_driver = {
     .state_size = sizeof(struct blkdebug),
     .open = blkdebug_open,
     .close = blkdebug_close,
+    .adopt = blkdebug_adopt,
     .permissions = blkdebug_permissions,
     .quiesce = blkdebug_quiesce,
     .event = blkdebug_event,

@@ -53,6 +53,9 @@ void blkdebug_event(struct node *node, unsigned event);
 int blkdebug_error(struct blkdebug *debug, enum blkdebug_io_type type, uint64_t offset, uint64_t length,
                    bool *immediately);
 
+/* Breakpoints that nobody has reached stay, and so does the state. */
+void blkdebug_adopt(struct node *node, const void *before);
+
 /* Lets go on who waits. */
 void blkdebug_quiesce(struct node *node, bool begin);
 

@@ -175,6 +175,25 @@ void blkdebug_quiesce(struct node *node, bool begin)
     pthread_mutex_unlock(&debug->guard);
 }
 
+/* In a drain, which began with the state before: nobody is suspended. */
+void blkdebug_adopt(struct node *node, const void *opaque)
+{
+    const struct blkdebug *before = opaque;
+    struct blkdebug *debug = node->state;
+    const struct blkdebug_break *point;
+
+    debug->quiesced = before->quiesced;
+    rules_enter_state(debug, before->state);
+    list_for_each(point, &before->breaks, link) {
+        struct blkdebug_break *copy = memory_new(struct blkdebug_break);
+
+        copy->event = point->event;
+        snprintf(copy->tag, sizeof(copy->tag), "%s", point->tag);
+        list_append(&debug->breaks, &copy->link);
+    }
+    blkdebug_arm(debug);
+}
+
 static struct blkdebug_break *break_find(const struct blkdebug *debug, const char *tag)
 {
     struct blkdebug_break *point;

@@ -419,12 +419,29 @@ static void throttle_close(struct node *node)
     free(throttle->queues);
 }
 
+/* In a drain, which began with the state before. */
+static void throttle_adopt(struct node *node, const void *opaque)
+{
+    const struct throttle *before = opaque;
+    struct throttle *throttle = node->state;
+
+    for (unsigned l = 0; l < LOOP_MAX; l++) {
+        for (unsigned way = 0; way < THROTTLE_WAYS; way++) {
+            const struct throttle_queue *old = &before->queues[l][way];
+
+            if (old->throttle)
+                throttle_queue(throttle, old->loop, way)->quiesced = old->quiesced;
+        }
+    }
+}
+
 const struct driver throttle_driver = {
     .name = "throttle",
     .kind = DRIVER_FILTER,
     .state_size = sizeof(struct throttle),
     .open = throttle_open,
     .close = throttle_close,
+    .adopt = throttle_adopt,
     .quiesce = throttle_quiesce,
     .map = throttle_map,
 };

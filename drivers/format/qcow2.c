@@ -52,10 +52,13 @@ static enum step map_read(const struct disk *disk, struct request *req)
     switch (map.kind) {
     case MAPPING_DATA:
         req->offset = map.host;
+        req->flags &= ~(uint32_t)REQ_FILL;
         return request_down(req, disk->files[map.file]);
     case MAPPING_ZERO:
         return map_zero(req);
     case MAPPING_UNALLOCATED:
+        if (req->flags & REQ_FILL && disk->backing)
+            return STEP_SLOW;
         return map_backing(disk, req);
     default:
         return STEP_SLOW;

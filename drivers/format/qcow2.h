@@ -95,6 +95,9 @@ void disk_hold(struct disk *disk, struct range_hold *hold, uint64_t offset, uint
 /* qcow2_pack.c: a write whose clusters are compressed, in a coroutine. */
 int disk_write_compressed(struct disk *disk, const struct request *req);
 
+/* qcow2_fill.c: what the range had from the backing node is kept here, if that goes. A read has its data. */
+void disk_fill(struct disk *disk, const struct request *req);
+
 /* The range reads as zeroes from now on; flags are those of the request. */
 int disk_write_zeroes(struct disk *disk, uint64_t offset, uint64_t length, uint32_t flags);
 int disk_flush(struct disk *disk);

@@ -236,6 +236,7 @@ int disk_read_buffer(struct disk *disk, uint64_t offset, void *buf, uint64_t siz
 {
     struct iovec iov = {.iov_base = buf, .iov_len = size};
 
+    disk_event(disk, BLKDEBUG_EVENT_COW_READ);
     return buf ? disk_read(disk, offset, (struct run_data){.iov = &iov, .count = 1}, size) : -ENOMEM;
 }
 
@@ -244,8 +245,6 @@ static int edges_read(struct disk *disk, const struct write_plan *plan, struct r
     uint64_t whole = plan->head + plan->length + plan->tail;
     int result = 0;
 
-    if (plan->head || plan->tail)
-        disk_event(disk, BLKDEBUG_EVENT_COW_READ);
     if (plan->head && plan->tail && whole <= disk->cluster_size && plan->length <= whole - plan->length) {
         /* One read of all costs less than two. */
         edges->head_buf = disk_buffer_get(disk);
@@ -595,5 +594,7 @@ enum step disk_slow(struct node *node, struct request *req)
 
     if (result == 0 && req->flags & REQ_FUA && REQ_BITS_WRITING & REQ_BIT(req->op))
         result = disk_flush(disk);
+    if (result == 0 && req->flags & REQ_FILL && !(REQ_BITS_WRITING & REQ_BIT(req->op)))
+        disk_fill(disk, req);
     return request_up(req, result);
 }

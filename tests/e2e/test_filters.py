@@ -2,7 +2,9 @@
 """Filters and composites end to end: over NBD, with stock clients and tools."""
 import json
 import os
+import random
 import select
+import struct
 import subprocess
 import sys
 import time
@@ -258,6 +260,149 @@ class Debug(Filters):
         failed = self.cairnctl("blkdebug-break", "node-name=debug", "tag=x", "event=none")
         self.assertIn("event=none", failed.stderr)
         self.end(daemon)
+
+
+class Formats(Filters):
+    """Filters that ask something of a format below."""
+
+    def allocated(self, image, depth=0):
+        """Ranges that the image itself has, as (start, end, whether they are zero clusters)."""
+        ranges = []
+        for row in json.loads(self.run_tool("qemu-img", "map", "--output=json", "-U", image)):
+            if row["depth"] == depth and row["present"]:
+                start, end = row["start"], row["start"] + row["length"]
+                if ranges and ranges[-1][1] == start and ranges[-1][2] == row["zero"]:
+                    start = ranges.pop()[0]
+                ranges.append((start, end, row["zero"]))
+        return ranges
+
+    def overlay(self, **options):
+        """An image over base, of which the second MiB is zero."""
+        with open(self.path("base"), "wb") as base:
+            base.write(bytes(range(1, 129)) * (4 * MIB // 128))
+            base.seek(MIB)
+            base.write(bytes(MIB))
+        self.run_tool("qemu-img", "create", "-f", "qcow2", "-F", "raw", "-b", "base", *options.get("more", ()), "image")
+        return {"driver": "copy-on-read", "node-name": "disk", "file": {
+            "driver": "qcow2", "node-name": "image", "discard": "unmap", "file": options.get("file") or {
+                "driver": "file", "filename": "image", "discard": "unmap"}}}
+
+    def test_copy_on_read(self):
+        daemon = self.daemon(self.overlay())
+        client = self.client()
+        with open(self.path("base"), "rb") as base:
+            expected = base.read()
+        # A cluster that is read in part is kept whole, zeroes take no room, and what nobody reads is not kept.
+        for offset, length in ((70000, 10), (MIB + 5, 131072), (2 * MIB + 65536, 131072), (4 * MIB - 10, 10)):
+            for _ in range(2):
+                self.assertEqual(client.do(READ, offset, length).data, expected[offset:offset + length])
+        client.do(CACHE, 3 * MIB, 65537)
+        self.assertEqual(self.ask("query-blockstats")[0]["stats"]["wr_operations"], 0)
+        self.end(daemon)
+        self.assertEqual(self.allocated("image"), [
+            (65536, 131072, False), (MIB, MIB + 3 * 65536, True), (2 * MIB + 65536, 2 * MIB + 3 * 65536, False),
+            (3 * MIB, 3 * MIB + 131072, False), (4 * MIB - 65536, 4 * MIB, False)])
+        self.assertLess(os.stat(self.path("image")).st_size, MIB)
+        self.assertIn("identical", self.run_tool("qemu-img", "compare", "image", "base"))
+        self.run_tool("qemu-img", "check", "image")
+
+    def test_copy_on_read_under_load(self):
+        """Reads that keep never undo a write that is faster."""
+        daemon = self.daemon(self.overlay(more=("-o", "cluster_size=4096")))
+        with open(self.path("base"), "rb") as base:
+            model = bytearray(base.read())
+        client, chance = self.client(), random.Random(5)
+        for _ in range(300):
+            at, length = chance.randrange(0, 4 * MIB - 20000), chance.randrange(1, 10000)
+            data = chance.randbytes(length)
+            around = [max(0, at + chance.randrange(-9000, 9000)) for _ in range(8)]
+            for offset in around[:4]:
+                client.request(READ, offset, 10000)
+            write = client.request(WRITE, at, length, data=data)
+            for offset in around[4:]:
+                client.request(READ, offset, 10000)
+            model[at:at + length] = data
+            for _ in range(9):
+                self.assertEqual(client.receive(8), struct.pack(">II", SIMPLE_MAGIC, 0))
+                cookie, = struct.unpack(">Q", client.receive(8))
+                client.receive(0 if cookie == write else 10000)
+            start = max(0, at - 5000)
+            self.assertEqual(client.do(READ, start, 16000).data, model[start:start + 16000])
+        for offset in range(0, 4 * MIB, MIB):
+            self.assertEqual(client.do(READ, offset, MIB).data, model[offset:offset + MIB])
+        self.end(daemon)
+        self.run_tool("qemu-img", "check", "image")
+        with open(self.path("model"), "wb") as stream:
+            stream.write(model)
+        self.assertIn("identical", self.run_tool("qemu-img", "compare", "-f", "qcow2", "-F", "raw", "image", "model"))
+
+    def test_copy_on_read_without_space(self):
+        daemon = self.daemon(self.overlay(file={
+            "driver": "blkdebug", "inject-error": [{"event": "none", "iotype": "write", "errno": 28}],
+            "image": {"driver": "file", "filename": "image"}}))
+        client = self.client()
+        self.assertEqual(client.do(READ, 65536, 3).data, bytes((1, 2, 3)))
+        self.assertEqual(client.do(READ, 0, MIB).error, 0)
+        self.end(daemon)
+        self.assertEqual(self.allocated("image"), [])
+
+    def test_copy_on_read_of_nothing(self):
+        self.file("plain", MIB, 3)
+        options = {"driver": "copy-on-read", "node-name": "disk",
+                   "file": {"driver": "file", "filename": "plain", "read-only": True}}
+        daemon = self.daemon(export=None)
+        self.assertIn("is read-only", self.cairnctl("blockdev-add", json.dumps(options)).stderr)
+        options["file"]["read-only"] = False
+        self.ask("blockdev-add", json.dumps(options))
+        self.ask("block-export-add", "type=nbd", "id=disk", "node-name=disk")
+        self.assertEqual(self.client().do(READ, 0, 512).data, bytes([3]) * 512)
+        self.end(daemon)
+
+    def test_compress(self):
+        self.run_tool("qemu-img", "create", "-f", "qcow2", "image", "8M")
+        daemon = self.daemon({"driver": "compress", "node-name": "disk", "discard": "unmap", "file": {
+            "driver": "qcow2", "file": {"driver": "file", "filename": "image"}, "discard": "unmap"}})
+        noise = random.Random(1).randbytes(65536)
+        client = self.client()
+        client.do(WRITE, 0, data=b"a" * MIB)
+        client.do(WRITE, 100, data=b"b" * 100000)
+        client.do(WRITE, MIB, data=noise)
+        self.assertEqual(client.do(READ, 0, MIB).data, b"a" * 100 + b"b" * 100000 + b"a" * (MIB - 100100))
+        self.assertEqual(client.do(FLUSH).error, 0)
+        self.end(daemon)
+        clusters = json.loads(self.run_tool("qemu-img", "check", "--output=json", "image"))
+        self.assertEqual((clusters["allocated-clusters"], clusters["compressed-clusters"]), (17, 16))
+        self.assertLess(os.stat(self.path("image")).st_size, MIB)
+        self.run_tool("qemu-io", "-r", "-f", "qcow2", "-c", "read -P 97 0 100", "-c", "read -P 98 100 100000",
+                      "-c", f"read -P 97 100100 {MIB - 100100}", "image")
+
+    def test_compress_needs_a_format(self):
+        daemon = self.daemon({"driver": "null-co", "node-name": "null"}, export=None)
+        failed = self.cairnctl("blockdev-add", "driver=compress", "node-name=x", "file=null")
+        self.assertIn("Compression is not supported for driver 'null-co' of node 'null'", failed.stderr)
+        self.end(daemon)
+
+    def test_filter_below_a_live_format(self):
+        """blkdebug comes under a qcow2 in use, lets one request fail, and goes."""
+        self.run_tool("qemu-img", "create", "-f", "qcow2", "image", "8M")
+        daemon = self.daemon({"driver": "file", "node-name": "file", "filename": "image"},
+                             {"driver": "qcow2", "node-name": "disk", "file": "file"})
+        client = self.client()
+        client.do(WRITE, 0, data=b"a" * MIB)
+        debug = {"driver": "blkdebug", "node-name": "debug", "image": "file",
+                 "inject-error": [{"event": "write_aio", "iotype": "write", "once": True}]}
+        self.ask("blockdev-add", json.dumps(debug))
+        self.ask("x-blockdev-change", "parent=disk", "child=file", "node=debug")
+        self.assertEqual([client.do(WRITE, 4096, data=b"b" * 4096).error for _ in range(2)], [EIO, 0])
+        # Reopened in use: the rules begin anew.
+        self.ask("blockdev-reopen", json.dumps({"options": [{**debug, "inject-error": [
+            {"event": "read_aio", "once": True, "errno": 28}]}]}))
+        self.assertEqual([client.do(READ, 4096, 4096).error for _ in range(2)], [ENOSPC, 0])
+        self.ask("x-blockdev-change", "parent=disk", "child=file", "node=file")
+        self.ask("blockdev-del", "node-name=debug")
+        self.assertEqual(client.do(READ, 4096, 4096).data, b"b" * 4096)
+        self.end(daemon)
+        self.run_tool("qemu-img", "check", "image")
 
 
 if __name__ == "__main__":
