@@ -52,6 +52,12 @@ static void polling_end_spin(struct loop_polling *polling, uint64_t now_ns, bool
     polling_look_at_preemptions(polling, now_ns);
 }
 
+/* Whether a turn would notice new work: a ring shows what becomes ready, libevent is not asked. */
+static bool polling_sees(const struct loop *loop)
+{
+    return !loop->events || !list_is_empty(&loop->hot);
+}
+
 bool loop_polling_spins(struct loop *loop, bool any)
 {
     struct loop_polling *polling = &loop->polling;
@@ -62,12 +68,12 @@ bool loop_polling_spins(struct loop *loop, bool any)
         return true;
     }
     if (polling->spin_started_ns) {
-        if (loop->now_ns - polling->spin_started_ns < polling->window_ns && !list_is_empty(&loop->hot))
+        if (loop->now_ns - polling->spin_started_ns < polling->window_ns && polling_sees(loop))
             return true;
         polling_end_spin(polling, loop->now_ns, false);
         return false;
     }
-    if (polling->window_ns == 0 || list_is_empty(&loop->hot) || loop->inflight[0] + loop->inflight[1] != 0 ||
+    if (polling->window_ns == 0 || !polling_sees(loop) || loop->inflight[0] + loop->inflight[1] != 0 ||
         loop->now_ns < polling->penalty_until_ns)
         return false;
     polling->spin_started_ns = loop->now_ns;

@@ -61,7 +61,7 @@ struct ring_ops {
 
 struct ring {
     const struct ring_ops *ops;
-    uint64_t batch_max;     /* most operations that go to the kernel at once; 0: all of a turn. Its loop's own */
+    uint64_t batch_max;     /* most operations that go to the kernel at once; 0: the ring's choice. Its loop's own */
 };
 
 /*

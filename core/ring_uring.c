@@ -23,6 +23,8 @@
 #define URING_ENTRIES 512u
 #define URING_COMPLETIONS 4096u
 #define URING_BATCH 64u
+/* Submissions that go to the kernel together, unless told: the disk begins while the rest is prepared. */
+#define URING_SUBMIT 8u
 /* Larger transfers are cut short, which callers handle anyway. */
 #define URING_LENGTH_MAX (1u << 30)
 
@@ -72,14 +74,19 @@ static void uring_stash(struct uring *uring)
     }
 }
 
+/* liburing 2.3 declares functions for it and does not export all. */
+static int uring_register(const struct io_uring *io, unsigned opcode, const void *arg, unsigned count)
+{
+    return syscall(SYS_io_uring_register, io->ring_fd, opcode, arg, count) < 0 ? -errno : 0;
+}
+
 static void uring_enable(struct uring *uring)
 {
     if (uring->enabled)
         return;
     uring->enabled = true;
     if (uring->io.flags & IORING_SETUP_R_DISABLED)
-        /* liburing 2.3 declares io_uring_enable_rings() and does not export it. */
-        syscall(SYS_io_uring_register, uring->io.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+        uring_register(&uring->io, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
     if (!uring->wake_event)
         uring->wake_op.complete(&uring->wake_op, 0);
 }
@@ -98,10 +105,10 @@ static void uring_submit(struct uring *uring)
 
 static struct io_uring_sqe *uring_sqe(struct uring *uring, struct ring_op *op)
 {
-    uint64_t batch_max = uring->ring.batch_max;
+    uint64_t batch_max = uring->ring.batch_max ? uring->ring.batch_max : URING_SUBMIT;
     struct io_uring_sqe *sqe;
 
-    if (unlikely(batch_max && io_uring_sq_ready(&uring->io) >= batch_max))
+    if (unlikely(io_uring_sq_ready(&uring->io) >= batch_max))
         uring_submit(uring);
     while (!(sqe = io_uring_get_sqe(&uring->io)))
         uring_submit(uring);
@@ -317,13 +324,31 @@ static const struct ring_ops uring_ops = {
     .destroy = uring_destroy,
 };
 
+/* The operations above, and no others: a ring is a way around seccomp. A kernel that cannot do it runs us as well. */
+static void uring_restrict(struct io_uring *io)
+{
+    static const uint8_t operations[] = {
+        IORING_OP_READ,  IORING_OP_WRITE,     IORING_OP_READV,    IORING_OP_WRITEV,
+        IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_POLL_ADD, IORING_OP_POLL_REMOVE,
+    };
+    struct io_uring_restriction restrictions[array_size(operations) + 1] = {0};
+
+    for (unsigned i = 0; i < array_size(operations); i++) {
+        restrictions[i].opcode = IORING_RESTRICTION_SQE_OP;
+        restrictions[i].sqe_op = operations[i];
+    }
+    restrictions[array_size(operations)].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+    uring_register(io, IORING_REGISTER_RESTRICTIONS, restrictions, array_size(restrictions));
+}
+
 /* The best set of features that this kernel has. libevent polls the ring's descriptor, which
  * deferred task work would not make readable. */
 static int uring_setup(struct io_uring *io, bool polled)
 {
     static const unsigned flags[] = {
         IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_R_DISABLED,
-        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_R_DISABLED,
+        IORING_SETUP_R_DISABLED,
         0,
     };
     int result = -ENOSYS;
@@ -335,6 +360,8 @@ static int uring_setup(struct io_uring *io, bool polled)
         if (result != -EINVAL)
             break;
     }
+    if (result == 0 && io->flags & IORING_SETUP_R_DISABLED)
+        uring_restrict(io);
     return result;
 }
 
