@@ -37,6 +37,7 @@ FORMAT_LIBS = $(shell $(PKG_CONFIG) --libs zlib libzstd)
 
 GEN := $(B)/generated
 GEN_SOURCES := $(addprefix $(GEN)/,options.c commands.c driver_table.c introspect.c)
+GEN_HEADERS := $(addprefix $(GEN)/,options.h commands.h introspect.h)
 SOURCES := $(wildcard core/*.c core/*.S drivers/*/*.c qmp/*.c daemon/*.c daemon/nbd/*.c daemon/vhost_user/*.c)
 OBJECTS := $(patsubst %,$(B)/%.o,$(basename $(filter-out daemon/main.c,$(SOURCES)))) $(GEN_SOURCES:.c=.o)
 # Format engines are complete without the rest: tests link them alone.
@@ -73,18 +74,20 @@ $(eval $(call remember,$(B)/.flags,$$(CC) $$(ALL_CPPFLAGS) $$(ALL_CFLAGS) $$(ALL
 $(eval $(call remember,$(B)/.objects,$$(OBJECTS) $$(ENGINE_OBJECTS)))
 FORCE:
 
+# Generated files that would not change keep their time: what is made from them waits for the generator, but is made again
+# only for those that did change.
 $(GEN)/.stamp: scripts/schema_gen.py $(wildcard scripts/schema/*.py schema/*.json schema/*/*.json)
 	$(call say,GEN,$(GEN))
 	$(Q)$(PYTHON) scripts/schema_gen.py $(GEN) && touch $@
-$(GEN_SOURCES) $(GEN)/completion.bash: $(GEN)/.stamp ;
+$(GEN_SOURCES) $(GEN_HEADERS) $(GEN)/completion.bash: $(GEN)/.stamp ;
 
-$(B)/%.o: %.c $(B)/.flags $(GEN)/.stamp
+$(B)/%.o: %.c $(B)/.flags | $(GEN)/.stamp
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D) && $(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
 $(B)/%.o: %.S $(B)/.flags
 	$(call say,AS,$<)
 	$(Q)mkdir -p $(@D) && $(CC) $(ALL_CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
-$(GEN)/%.o: $(GEN)/.stamp $(B)/.flags
+$(GEN)/%.o: $(GEN)/%.c $(B)/.flags
 	$(call say,CC,$(GEN)/$*.c)
 	$(Q)$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c $(GEN)/$*.c -o $@
 
