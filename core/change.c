@@ -240,10 +240,13 @@ static void change_commit(struct change *change)
     }
 }
 
-int change_try(struct change *change, struct error *err)
+int change_try(struct change *change, void (*tell)(const struct change_step *step, void *arg), void *arg,
+               struct error *err)
 {
     int result = change_check(change, err);
 
+    if (result == 0)
+        change_tell(change, tell, arg);
     change_abort(change);
     return result;
 }

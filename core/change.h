@@ -47,8 +47,16 @@ void change_touch(struct change *change, struct node *node);
 int change_apply(struct change *change, struct error *err);
 void change_abort(struct change *change);
 
-/* Only the checks: nobody is drained, nothing happens. Frees the change. */
-int change_try(struct change *change, struct error *err);
+/* What a change would do, one thing: a node comes, goes or gets other options, or an edge of parent leads elsewhere. */
+struct change_step {
+    enum change_what { CHANGE_NODE_ADDED, CHANGE_NODE_REMOVED, CHANGE_NODE_REOPENED, CHANGE_EDGE } what;
+    const char *node;               /* for an edge: the parent, of whatever kind */
+    const char *edge, *from, *to;   /* names; from and to are NULL for none */
+};
+
+/* Only the checks: nobody is drained, nothing happens. If all is well, tell() hears of each step. Frees the change. */
+int change_try(struct change *change, void (*tell)(const struct change_step *step, void *arg), void *arg,
+               struct error *err);
 
 /* How long a drain may take before the change fails with -ETIMEDOUT; 30 s unless told. */
 extern uint64_t change_drain_limit_ns;

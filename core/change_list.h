@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 
+#include "core/change.h"
 #include "core/edge.h"
 #include "core/list.h"
 
@@ -61,6 +62,9 @@ int change_settle_nodes(struct change *change, struct error *err);
 
 /* Consumers that reach what changes; *ret is the caller's to free. */
 unsigned change_affected(struct change *change, struct consumer ***ret);
+
+/* All that the change will do, as the lists have it now. */
+void change_tell(const struct change *change, void (*tell)(const struct change_step *step, void *arg), void *arg);
 
 /* Calls visit for each edge that points at node in the next graph until it says non-zero. */
 int change_each_parent(const struct change *change, const struct node *node,

@@ -3,12 +3,14 @@
  * whole or not at all.
  */
 #include <errno.h>
+#include <json-c/json.h>
 
 #include "core/change.h"
 #include "core/error.h"
 #include "generated/commands.h"
 #include "generated/options.h"
 #include "qmp/cmd_graph.h"
+#include "qmp/json_build.h"
 
 static int transaction_check(const struct transaction_action *action, struct error *err)
 {
@@ -52,13 +54,44 @@ static int transaction_add(struct change *change, const struct transaction_actio
     return error_set(err, -EINVAL, "Unknown transaction action");
 }
 
+static void transaction_tell(const struct change_step *step, void *arg)
+{
+    static const char *const names[] = {
+        [CHANGE_NODE_ADDED] = "add",
+        [CHANGE_NODE_REMOVED] = "remove",
+        [CHANGE_NODE_REOPENED] = "reopen",
+        [CHANGE_EDGE] = "connect",
+    };
+    struct json_object *row = json_append_object(arg);
+
+    json_add_string(row, "action", names[step->what]);
+    json_add_string(row, "name", step->node);
+    if (step->edge)
+        json_add_string(row, "child", step->edge);
+    if (step->from)
+        json_add_string(row, "from", step->from);
+    if (step->to)
+        json_add_string(row, "to", step->to);
+}
+
+static int transaction_try(struct change *change, struct json_object **ret, struct error *err)
+{
+    struct json_object *reply = json_object_new_object();
+    int result = change_try(change, transaction_tell, json_add_array(reply, "would"), err);
+
+    if (result)
+        json_object_put(reply);
+    else
+        *ret = reply;
+    return result;
+}
+
 int qmp_transaction(struct qmp_client *client, const struct transaction_args *args, struct json_object **ret,
                     struct error *err)
 {
     int result = 0;
 
     (void)client;
-    (void)ret;
     for (size_t i = 0; i < args->actions.count && !result; i++)
         result = transaction_check(args->actions.items[i], err);
     if (result)
@@ -68,6 +101,6 @@ int qmp_transaction(struct qmp_client *client, const struct transaction_args *ar
     for (size_t i = 0; i < args->actions.count && !result; i++)
         result = transaction_add(change, args->actions.items[i], err);
     if (!result && args->dry_run)
-        return change_try(change, err);
+        return transaction_try(change, ret, err);
     return change_finish(change, result, err);
 }

@@ -16,6 +16,7 @@
 #include "daemon/tools/cairnctl_print.h"
 #include "daemon/tools/cairnctl_schema.h"
 #include "daemon/tools/cairnctl_shell.h"
+#include "daemon/tools/cairnctl_graph.h"
 #include "daemon/tools/cairnctl_tree.h"
 
 int session_fail(const struct error *err)
@@ -208,8 +209,15 @@ static int session_tree(struct session *session, char *const *words, unsigned co
     return count ? session_usage("usage: tree") : tree_show(session);
 }
 
+static int session_graph(struct session *session, char *const *words, unsigned count)
+{
+    (void)words;
+    return count ? session_usage("usage: graph") : graph_show(session);
+}
+
 const struct session_command session_commands[] = {
     {"events", "[-n COUNT] [NAME]", "shows events as they come", session_events},
+    {"graph", "", "writes the graph as Graphviz text: cairnctl graph | dot -Tsvg >graph.svg", session_graph},
     {"help", "[COMMAND]", "lists commands, or the arguments of one", session_help},
     {"node", "options NODE", "the options that would make the node again", session_node},
     {"shell", "", "reads commands; with history and completion on a terminal", session_shell},

@@ -20,6 +20,9 @@ class Client(threading.Thread):
         self.stamps = {}            # block: what its content repeats; unknown at first
         self.done, self.longest = 0, 0.0
         self.fault, self.stop = None, False
+        self.going = threading.Event()
+        self.going.set()
+        self.resting = threading.Event()
 
     def content(self, block, count):
         return b"".join(struct.pack(">QQ", block + i, self.stamps[block + i]) * (BLOCK // 16)
@@ -60,6 +63,10 @@ class Client(threading.Thread):
     def run(self):
         try:
             while not self.stop:
+                if not self.going.is_set():
+                    self.resting.set()
+                    self.going.wait()
+                    self.resting.clear()
                 start = time.monotonic()
                 self.step()
                 self.longest = max(self.longest, time.monotonic() - start)
@@ -101,7 +108,20 @@ class Load:
         self.test.assertEqual(self.faults(), [])
         self.test.assertLess(time.monotonic(), end, "clients hang")
 
+    def pause(self):
+        """Until resume() nothing is under way."""
+        for client in self.clients:
+            client.going.clear()
+        for client in self.clients:
+            while not client.resting.wait(0.1) and not client.fault:
+                pass
+
+    def resume(self):
+        for client in self.clients:
+            client.going.set()
+
     def __exit__(self, kind, *_):
+        self.resume()
         for client in self.clients:
             client.stop = True
         for client in self.clients:

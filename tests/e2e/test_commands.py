@@ -199,8 +199,15 @@ class Commands(programs.Program):
              node={"driver": "null-co", "node-name": "null", "size": MIB})
         call("blockdev-add", driver="qcow2", node_name="overlay", backing=None,
              file={"driver": "file", "filename": "overlay"})
-        call("transaction", dry_run=True, actions=[
-            {"type": "blockdev-snapshot", "data": {"node": "moving", "overlay": "overlay"}}])
+        would = call("transaction", dry_run=True, actions=[
+            {"type": "blockdev-snapshot", "data": {"node": "moving", "overlay": "overlay"}}])["would"]
+        self.assertIn({"action": "connect", "name": "overlay", "child": "backing", "to": "null"}, would)
+        self.assertIn({"action": "connect", "name": "held", "child": "file", "from": "null", "to": "overlay"}, would)
+        self.assertIn({"action": "reopen", "name": "null"}, would)
+        graph = call("query-block-graph")
+        self.assertIn(("held", "filter", "delay"),
+                      [(node["name"], node.get("kind"), node.get("driver")) for node in graph["nodes"]])
+        self.assertTrue(all("role" in edge for edge in graph["edges"]))
         call("blockdev-snapshot", node="moving", overlay="overlay")
         call("blockdev-snapshot-sync", node_name="moving", snapshot_file="second", snapshot_node_name="second")
         self.assertEqual(call("resolve", source="moving")["base"], "second")

@@ -3,6 +3,7 @@
 CAIRN_ROUNDS=1000 for a long run."""
 import json
 import os
+import resource
 import subprocess
 import sys
 import unittest
@@ -66,10 +67,15 @@ class Graph(programs.Program):
                 links.append(os.readlink(f"/proc/{pid}/fd/{number}"))
             except FileNotFoundError:
                 pass
-        files = sorted(link for link in links if link.startswith("/"))
-        return (self.call("x-debug-query-block-graph"), self.call("query-named-block-nodes"),
-                self.call("query-node-options"), self.call("query-sources"), sorted(os.listdir(self.folder)), files,
-                len(links))
+        links = sorted(link.split(":")[0] for link in links)
+        nodes = self.call("query-named-block-nodes")
+        for node in nodes:
+            # Clients write meanwhile.
+            node["image"].pop("actual-size", None)
+            if node["drv"] == "file":
+                node["image"].pop("virtual-size")
+        return (self.call("x-debug-query-block-graph"), nodes,
+                self.call("query-node-options"), self.call("query-sources"), sorted(os.listdir(self.folder)), links)
 
     def refused(self, text, command, **arguments):
         before = self.state()
@@ -139,6 +145,177 @@ class UnderLoad(Graph):
                 load.wait_for(30)
         self.finish()
         self.check(*(name + ".qcow2" for name in names))
+
+
+class Refusals(Graph):
+    """Whatever fails, and wherever: the graph, files and descriptors are as before, and clients go on."""
+
+    def setUp(self):
+        super().setUp()
+        for name in ("a", "b", "c", "small"):
+            self.image(name + ".qcow2", MIB if name == "small" else SIZE)
+        with open(self.path("raw"), "wb") as raw:
+            raw.truncate(SIZE)
+        self.begin(self.qcow2("a"), {"driver": "file", "node-name": "raw", "filename": "raw"},
+                   {"driver": "raw", "node-name": "window", "file": "raw", "offset": MIB}, base="a")
+        self.call("source-push", source="disk", filter={"driver": "delay", "node-name": "top"})
+
+    def reopen(self, text, *options):
+        self.refused(text, "blockdev-reopen", options=list(options))
+
+    def test_reopen(self):
+        window = {"driver": "raw", "node-name": "window", "file": "raw", "offset": MIB}
+        with self.load() as load:
+            self.reopen("node-name not specified", {"driver": "null-co"})
+            self.reopen("Failed to find node with node-name='x'", {"driver": "null-co", "node-name": "x"})
+            self.reopen("Cannot change the option 'driver'", {"driver": "null-co", "node-name": "a"})
+            self.reopen("Cannot change the option 'filename'",
+                        {"driver": "file", "node-name": "raw", "filename": "a.qcow2"})
+            self.reopen("Cannot change the option 'l2-cache-entry-size'",
+                        self.qcow2("a", **{"l2-cache-entry-size": 512}))
+            # One of several, whichever it is.
+            self.reopen("force-share=on needs read-only=on", self.qcow2("a", **{"cache-size": 65536}),
+                        dict(window, **{"force-share": True}))
+            self.reopen("cannot be greater than size", self.qcow2("a", **{"cache-size": 65536, "read-only": False}),
+                        dict(window, offset=SIZE + 512))
+            self.reopen("cannot be greater than size", dict(window, offset=SIZE + 512),
+                        self.qcow2("a", **{"lazy-refcounts": True}))
+            # Children.
+            self.reopen("Could not open 'none'", self.qcow2("a", backing=None, file={"driver": "file", "filename": "none"}))
+            self.reopen("Image is not in qcow2 format",
+                        self.qcow2("a", backing=None, file={"driver": "file", "filename": "raw", "locking": "off"}))
+            self.reopen("Cannot find device='' nor node-name='none'", self.qcow2("a", backing="none"))
+            self.reopen("would form a loop", {"driver": "delay", "node-name": "top", "file": "top"})
+            self.reopen("would form a loop", dict(window, file="window"))
+            # Who writes does not become read-only.
+            self.reopen("Block node 'a' is read-only", self.qcow2("a", **{"read-only": True}))
+            # A smaller disk under its users is their affair: exports follow.
+            load.wait_for(20)
+        self.finish()
+        self.check("a.qcow2")
+
+    def test_locks(self):
+        """Somebody else has the file when locks are to begin."""
+        other = self.start("--blockdev", "driver=qcow2,node-name=c,file.driver=file,file.filename=c.qcow2",
+                           "--nbd-server", f"addr.type=unix,addr.path={self.path('other')}",
+                           "--export", "type=nbd,id=c,node-name=c,writable=on")
+        programs.wait_until(lambda: os.path.exists(self.path("other")), "the other daemon")
+        # Locks are taken before the socket is made, or soon after it.
+        programs.wait_until(lambda: subprocess.run(["qemu-img", "info", "c.qcow2"], cwd=self.folder,
+                                                   capture_output=True, check=False).returncode, "its locks")
+        unlocked = {"driver": "file", "node-name": "c", "filename": "c.qcow2", "locking": "off"}
+        self.call("blockdev-add", **unlocked)
+        self.call("block-export-add", type="nbd", id="c", node_name="c", writable=True)
+        self.reopen("lock", dict(unlocked, locking="on"))
+        self.refused("lock", "blockdev-snapshot-sync", node_name="disk", snapshot_file="c.qcow2",
+                     snapshot_node_name="o", mode="existing")
+        self.end(other)
+        self.call("blockdev-reopen", options=[dict(unlocked, locking="on")])
+        self.finish()
+
+    def test_sources(self):
+        with self.load() as load:
+            push = {"command": "source-push", "source": "disk"}
+            self.refused("Either 'filter' or 'node'", **push)
+            self.refused("Parameter 'filter.driver' is missing", **push, filter={})
+            self.refused("is no filter", **push, filter={"driver": "null-co"})
+            self.refused("is no filter", **push, node="raw")
+            self.refused("has fewer than 2 filters", **push, filter={"driver": "delay"}, position=2)
+            self.refused("Duplicate nodes", **push, filter={"driver": "delay", "node-name": "top"})
+            self.refused("would form a loop", **push, node="top")
+            self.refused("What a filter is put over", **push, filter={"driver": "delay", "file": "a"})
+            self.refused("Either 'source' or 'parent'", "source-push", parent="a", filter={"driver": "delay"})
+            self.refused("Node 'a' has no child 'backing'", "source-push", parent="a", child="backing",
+                         filter={"driver": "delay"})
+            self.refused("has no filter 'raw'", "source-pop", source="disk", filter="raw")
+            self.refused("is the base of source 'disk'", "source-pop", source="disk", filter="a")
+            self.refused("is node '#block", "source-pop", parent="a", child="file", filter="top")
+            self.refused("Cannot find device", "source-switch", source="disk", node="none")
+            self.refused("Source 'none' is not found", "source-switch", source="none", node="a")
+            self.refused("would form a loop", "source-switch", source="disk", node="top")
+            # What is written to cannot be switched to something that is not.
+            self.call("blockdev-add", driver="null-co", node_name="ro", size=SIZE, read_only=True)
+            self.refused("Block node 'ro' is read-only", "source-switch", source="disk", node="ro")
+            self.refused("in use", "source-del", id="disk")
+            load.wait_for(20)
+        self.finish()
+
+    def test_relations(self):
+        change = "x-blockdev-change"
+        self.refused("There is no node, source or export", change, parent="none", child="file", node="a")
+        self.refused("has no child 'nope'", change, parent="a", child="nope", node="raw")
+        self.refused("has no child 'children.1'", change, parent="a", child="children.1", node="raw")
+        self.refused("cannot be without its child 'file'", change, parent="a", child="file", node=None)
+        self.refused("Cannot find device", change, parent="a", child="backing", node="none")
+        self.refused("would form a loop", change, parent="a", child="backing", node="top")
+        self.refused("Could not open 'none'", change, parent="a", child="backing",
+                     node={"driver": "file", "filename": "none"})
+        self.refused("Parameter 'node' is missing", change, parent="a", child="backing")
+        self.finish()
+
+    def test_snapshots(self):
+        snapshot = "blockdev-snapshot"
+        add = self.call
+        add("blockdev-add", **self.qcow2("b", backing=None))
+        add("blockdev-add", **self.qcow2("small", backing=None))
+        add("blockdev-add", **self.qcow2("c", backing="raw"))
+        with self.load() as load:
+            self.refused("Either 'overlay' or 'overlays'", snapshot, node="disk")
+            self.refused("needs 1 overlays, but 2 are given", snapshot, node="disk", overlays=["b", "small"])
+            self.refused("Cannot find device", snapshot, node="disk", overlay="none")
+            self.refused("Cannot find device", snapshot, node="none", overlay="b")
+            self.refused("is smaller than node 'a'", snapshot, node="disk", overlay="small")
+            self.refused("does not support backing images", snapshot, node="disk", overlay="window")
+            self.refused("already has a backing image", snapshot, node="disk", overlay="c")
+            self.refused("is already in use", snapshot, node="raw", overlay="a")
+            self.refused("overlay of itself", snapshot, node="disk", overlay="a")
+            sync = {"command": "blockdev-snapshot-sync", "snapshot_file": "new", "snapshot_node_name": "new"}
+            self.refused("Either 'device' or 'node-name'", **sync)
+            self.refused("Could not create 'a.qcow2': File exists", **dict(sync, snapshot_file="a.qcow2"), device="disk")
+            self.refused("No such file or directory", **dict(sync, snapshot_file="none/new"), device="disk")
+            self.refused("does not accept value 'raw'", **sync, device="disk", format="raw")
+            self.refused("Duplicate nodes", **dict(sync, snapshot_node_name="b"), device="disk")
+            self.refused("Could not open 'new'", **sync, device="disk", mode="existing")
+            # The disk is full: no file stays.
+            load.pause()
+            resource.prlimit(self.daemon.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+            self.refused("Could not create 'new'", **sync, device="disk")
+            resource.prlimit(self.daemon.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            load.resume()
+            load.wait_for(20)
+        self.finish()
+        self.check("a.qcow2")
+
+    def test_transactions(self):
+        """Everything goes back, in reverse, whatever was before the action that fails."""
+        self.call("blockdev-add", **self.qcow2("b", backing=None))
+        before = [("blockdev-add", {"driver": "null-co", "node-name": "n"}),
+                  ("blockdev-snapshot", {"node": "disk", "overlay": "b"}),
+                  ("source-push", {"source": "disk", "filter": {"driver": "delay", "node-name": "t"}}),
+                  ("source-push", {"parent": "b", "child": "file", "filter": {"driver": "delay", "node-name": "u"}}),
+                  ("blockdev-snapshot-sync", {"node-name": "disk", "snapshot-file": "new", "snapshot-node-name": "new"}),
+                  ("blockdev-reopen", {"options": [self.qcow2("c")]}),
+                  ("source-pop", {"source": "disk", "filter": "top"}),
+                  ("source-add", {"id": "s", "node": "n"}),
+                  ("x-blockdev-change", {"parent": "window", "child": "file", "node": "n"}),
+                  ("block-export-add", {"type": "nbd", "id": "x", "node-name": "s", "name": "x", "iothread": "t0"}),
+                  ("source-switch", {"source": "s", "node": "window"}),
+                  ("blockdev-del", {"node-name": "n"})]
+        self.call("blockdev-add", **self.qcow2("c"))
+        with self.load() as load:
+            for count in range(len(before) + 1):
+                actions = [{"type": name, "data": data} for name, data in before[:count]]
+                actions.append({"type": "abort", "data": {}})
+                self.refused("Transaction aborted" if count < len(before) else "in use", "transaction", actions=actions)
+                load.wait_for(5)
+            before.pop()
+            self.qmp.transaction(*before, dry_run=True)
+            self.assertNotIn("new", os.listdir(self.folder))
+            self.qmp.transaction(*before)
+            load.wait_for(20)
+        self.assertEqual(self.call("query-sources")[0]["nodes"], ["t", "new"])
+        self.finish()
+        self.check("a.qcow2", "b.qcow2", "new")
 
 
 if __name__ == "__main__":

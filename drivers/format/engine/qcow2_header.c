@@ -241,7 +241,7 @@ static int header_check_tables(const struct qcow2 *q, char text[256])
         return text_fail(text, -EINVAL, "Snapshot table offset invalid");
     if (header->incompatible & QCOW2_INCOMPAT_CORRUPT && !q->settings.read_only)
         return text_fail(text, -EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
-    if (qcow2_has_data_file(q) && header->backing_offset && qcow2_data_file_raw(q))
+    if (header->incompatible & QCOW2_INCOMPAT_DATA_FILE && header->backing_offset && qcow2_data_file_raw(q))
         return text_fail(text, -EINVAL, "A raw data file goes with no backing file");
     return 0;
 }
@@ -252,6 +252,7 @@ static void header_geometry(struct qcow2 *q)
     const struct qcow2_header *header = &q->header;
     bool extended = header->incompatible & QCOW2_INCOMPAT_EXTENDED_L2;
 
+    g->data_file = header->incompatible & QCOW2_INCOMPAT_DATA_FILE;
     g->cluster_bits = header->cluster_bits;
     g->cluster_size = UINT32_C(1) << g->cluster_bits;
     g->entry_size = extended ? 16 : 8;

@@ -124,6 +124,7 @@ struct geometry {
     uint32_t subcluster_bits, subclusters;                    /* 1 subcluster unless extended */
     uint32_t refcount_order, refcount_bits; /* log2 of bits; bits of a block's entries: log2 of count */
     uint64_t refcount_max;
+    bool data_file; /* here, since the header's bits change while questions are asked */
 };
 
 struct qcow2 {
@@ -175,12 +176,12 @@ static inline uint64_t qcow2_min(uint64_t a, uint64_t b)
 
 static inline bool qcow2_has_data_file(const struct qcow2 *q)
 {
-    return q->header.incompatible & QCOW2_INCOMPAT_DATA_FILE;
+    return q->geometry.data_file;
 }
 
 static inline bool qcow2_extended(const struct qcow2 *q)
 {
-    return q->header.incompatible & QCOW2_INCOMPAT_EXTENDED_L2;
+    return q->geometry.subclusters > 1;
 }
 
 static inline enum format_file qcow2_data_file(const struct qcow2 *q)
