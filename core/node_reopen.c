@@ -254,25 +254,6 @@ static const char *reopen_obstacle(const struct node_options *is, const struct n
     return reopen_never_field(type, branch, option_branch_of(&node_options_type, wanted, NULL));
 }
 
-static bool reopen_fields_equal(const struct option_type *type, const void *a, const void *b)
-{
-    for (unsigned i = 0; i < type->field_count; i++) {
-        if (!type->fields[i].child_role && !option_field_equal(&type->fields[i], a, b))
-            return false;
-    }
-    return true;
-}
-
-/* Leaving children aside. */
-static bool reopen_is_same(const struct node_options *a, const struct node_options *b)
-{
-    const struct option_type *type;
-    const void *branch = option_branch_of(&node_options_type, a, &type);
-
-    return reopen_fields_equal(&node_options_type, a, b) &&
-           (!branch || reopen_fields_equal(type, branch, option_branch_of(&node_options_type, b, NULL)));
-}
-
 struct reopen_walk {
     struct node_reopening *reopening;
     struct node *before;            /* what the node is so far */
@@ -423,19 +404,17 @@ static int reopen_ask_driver(struct reopen_walk *walk)
     struct node *node = reopening->node, *next = reopening->next;
     int result = REOPEN_AGAIN;
 
-    if (reopen_is_same(node->options, next->options) && reopen_same_children(node, next))
-        result = REOPEN_KEPT;
-    else if (node->driver->reopen)
-        result = node->driver->reopen(node, next, reopening->change, walk->err);
-    if (result < 0)
-        return result;
-    reopening->kind = (enum reopen)result;
     /* Nothing at all: nobody need be disturbed. */
-    if (result == REOPEN_KEPT && option_equal(&node_options_type, walk->before->options, next->options) &&
+    if (option_equal(&node_options_type, walk->before->options, next->options) &&
         reopen_same_children(walk->before, next)) {
         node->next.self = reopening->previous;
         return 0;
     }
+    if (node->driver->reopen)
+        result = node->driver->reopen(node, next, reopening->change, walk->err);
+    if (result < 0)
+        return result;
+    reopening->kind = (enum reopen)result;
     change_touch(reopening->change, node);
     if (result == REOPEN_AGAIN && node->driver->state_size && !next->state)
         next->state = memory_aligned(node->driver->state_size, 64);
