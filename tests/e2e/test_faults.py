@@ -46,6 +46,22 @@ class Faults(NbdTest):
             self.unharmed(other)
         self.settle(before)
 
+    def test_killed_clients(self):
+        """Stock programs that are killed while they read and write."""
+        with open(self.path("image"), "wb") as image:
+            image.write(os.urandom(4 * MIB))
+        rng, other = random.Random(2), self.client()
+        time.sleep(0.2)
+        before = self.descriptors()
+        url = f"nbd+unix:///disk?socket={self.path('nbd')}"
+        for i in range(16):
+            ends = [self.path("image"), url] if i % 2 else [url, "null:"]
+            with subprocess.Popen(["nbdcopy", *ends], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as copy:
+                time.sleep(rng.random() * 0.06)
+                copy.kill()
+            self.unharmed(other)
+        self.settle(before)
+
     def test_a_client_that_never_reads(self):
         deaf, other = self.client("big"), self.client("big")
         deaf.socket.settimeout(0.5)
