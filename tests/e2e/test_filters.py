@@ -382,6 +382,21 @@ class Formats(Filters):
         self.assertIn("Compression is not supported for driver 'null-co' of node 'null'", failed.stderr)
         self.end(daemon)
 
+    def test_preallocate(self):
+        self.run_tool("qemu-img", "create", "-f", "qcow2", "image", "1G")
+        daemon = self.daemon({"driver": "qcow2", "node-name": "disk", "file": {
+            "driver": "preallocate", "prealloc-size": 16 * MIB, "file": {"driver": "file", "filename": "image"}}})
+        client = self.client()
+        for offset in range(0, 20 * MIB, MIB):
+            self.assertEqual(client.do(WRITE, 3 * offset, data=b"p" * MIB).error, 0)
+        self.assertEqual(client.do(FLUSH).error, 0)
+        self.assertEqual(os.stat(self.path("image")).st_size % MIB, 0)
+        self.assertGreaterEqual(os.stat(self.path("image")).st_blocks * 512, 24 * MIB)
+        self.end(daemon)
+        self.assertLess(os.stat(self.path("image")).st_size, 21 * MIB)
+        self.run_tool("qemu-img", "check", "image")
+        self.run_tool("qemu-io", "-r", "-f", "qcow2", "-c", "read -P 112 57M 1M", "-c", "read -P 0 58M 2M", "image")
+
     def test_filter_below_a_live_format(self):
         """blkdebug comes under a qcow2 in use, lets one request fail, and goes."""
         self.run_tool("qemu-img", "create", "-f", "qcow2", "image", "8M")
@@ -403,6 +418,122 @@ class Formats(Filters):
         self.assertEqual(client.do(READ, 4096, 4096).data, b"b" * 4096)
         self.end(daemon)
         self.run_tool("qemu-img", "check", "image")
+
+
+class Logs(Filters):
+    FLUSH, FUA, DISCARD = 1, 2, 4
+
+    def entries(self, log):
+        """(flags, offset, length, data) of each entry, as dm-log-writes has it."""
+        with open(self.path(log), "rb") as stream:
+            magic, version, count, sector = struct.unpack("<QQQI", stream.read(28))
+            self.assertEqual((magic, version), (0x6a736677736872, 1))
+            stream.seek(sector)
+            for _ in range(count):
+                start, sectors, flags, _ = struct.unpack("<QQQQ", stream.read(sector)[:32])
+                data = b"" if flags & self.DISCARD else stream.read(sectors * sector)
+                yield flags, start * sector, sectors * sector, data
+
+    def replay(self, entries):
+        """The disk as it is at each flush, and in the end."""
+        disk = bytearray(MIB)
+        for flags, offset, length, data in entries:
+            if flags & self.FLUSH:
+                yield bytes(disk)
+            elif not flags & self.DISCARD:
+                self.assertEqual(len(data), length)
+                disk[offset:offset + length] = data
+        yield bytes(disk[:MIB])
+
+    def test_replay(self):
+        self.file("image", MIB)
+        for sector, appends in ((512, False), (4096, False), (4096, True)):
+            with self.subTest(sector=sector, appends=appends):
+                before = [entry[3] for entry in self.entries("log")] if appends else []
+                with open(self.path("image"), "rb") as image:
+                    model = bytearray(image.read() if appends else bytes(MIB))
+                self.write("image", "") if not appends else None
+                os.truncate(self.path("image"), MIB)
+                self.file("log", 0) if not appends else None
+                daemon = self.daemon({
+                    "driver": "blklogwrites", "node-name": "disk", "log-append": appends, "discard": "unmap",
+                    **({} if appends else {"log-sector-size": sector}), "log-super-update-interval": 7,
+                    "file": {"driver": "file", "filename": "image", "discard": "unmap"},
+                    "log": {"driver": "file", "filename": "log"}})
+                client, chance, flushed = self.client(), random.Random(sector), []
+                for i in range(200):
+                    offset, length = chance.randrange(0, MIB - 40000), chance.randrange(1, 40000)
+                    if i % 3 == 0:
+                        offset, length = offset // sector * sector, (length // sector + 1) * sector
+                    data = chance.randbytes(length)
+                    kind = chance.choice((WRITE, WRITE, WRITE, ZEROES, FLUSH))
+                    if kind == WRITE:
+                        client.do(WRITE, offset, data=data, flags=i % 5 == 0)
+                        model[offset:offset + length] = data
+                    elif kind == ZEROES:
+                        client.do(ZEROES, offset, length)
+                        model[offset:offset + length] = bytes(length)
+                    else:
+                        client.do(FLUSH)
+                        flushed.append(bytes(model))
+                self.end(daemon)
+                states = list(self.replay(self.entries("log")))
+                self.assertEqual(states[-1], bytes(model))
+                # Of shutting down there is one flush more.
+                self.assertEqual(states[-2 - len(flushed):-2], flushed)
+                self.assertEqual([entry[3] for entry in self.entries("log")][:len(before)], before)
+
+    def test_discards_and_parts(self):
+        self.file("image", MIB, 1)
+        self.file("log", 0)
+        daemon = self.daemon({"driver": "blklogwrites", "node-name": "disk", "discard": "unmap",
+                              "file": {"driver": "file", "filename": "image", "discard": "unmap"},
+                              "log": {"driver": "file", "filename": "log"}})
+        client = self.client()
+        client.do(TRIM, 1000, 5000)
+        client.do(TRIM, 600, 100)
+        client.do(WRITE, 513, data=b"x")
+        client.do(WRITE, 0, data=bytes(512), flags=1)
+        self.ask("block-export-del", "id=disk", "mode=hard")
+        self.ask("blockdev-del", "node-name=disk")
+        with open(self.path("image"), "rb") as image:
+            image.seek(512)
+            part = image.read(512)
+        self.assertEqual(list(self.entries("log"))[:3],
+                         [(self.DISCARD, 1024, 4608, b""), (0, 512, 512, part), (self.FUA, 0, 512, bytes(512))])
+        self.end(daemon)
+
+    def test_continues_a_log_of_qemu(self):
+        self.file("image", MIB)
+        self.file("log", 0)
+        self.run_tool("qemu-io", "-c", "write -P 1 0 64k", "-c", "flush", "-c", "write -P 2 4k 4k", "-c", "flush",
+                      "--image-opts", "driver=blklogwrites,file.driver=file,file.filename=image,log.driver=file,"
+                      "log.filename=log")
+        before = list(self.entries("log"))
+        self.assertGreaterEqual(len(before), 4)
+        daemon = self.daemon({"driver": "blklogwrites", "node-name": "disk", "log-append": True,
+                              "file": {"driver": "file", "filename": "image"},
+                              "log": {"driver": "file", "filename": "log"}})
+        client = self.client()
+        client.do(WRITE, 8192, data=b"\3" * 4096)
+        client.do(FLUSH)
+        self.end(daemon)
+        after = list(self.entries("log"))
+        self.assertEqual(after[:len(before) + 1], before + [(0, 8192, 4096, b"\3" * 4096)])
+        with open(self.path("image"), "rb") as image:
+            self.assertEqual(list(self.replay(after))[-1], image.read())
+
+    def test_full_log(self):
+        """What cannot be logged fails, and the log stays good."""
+        self.file("image", MIB)
+        self.file("log", 4 * 4096)
+        daemon = self.daemon({"driver": "blklogwrites", "node-name": "disk", "file": {
+            "driver": "file", "filename": "image"}, "log": {"driver": "raw", "size": 16384, "file": {
+                "driver": "file", "filename": "log"}}})
+        client = self.client()
+        self.assertEqual([client.do(WRITE, 0, data=bytes([i]) * 7680).error for i in (1, 2, 3)], [0, ENOSPC, ENOSPC])
+        self.end(daemon)
+        self.assertEqual(next(self.entries("log")), (0, 0, 7680, b"\1" * 7680))
 
 
 if __name__ == "__main__":
