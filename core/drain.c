@@ -27,7 +27,10 @@ struct drain_loop {
 
 struct drain {
     struct consumer **consumers;
-    struct node **holders;          /* nodes below them that hold requests */
+    struct drain_holder {           /* nodes below them that hold requests */
+        struct node *node;
+        void *state;
+    } * holders;
     unsigned consumer_count, holder_count, loop_count;
     unsigned noisy, paused;         /* loops that have not answered the pause, the resume */
     struct coroutine *waiter;
@@ -76,8 +79,13 @@ void drain_loop_quiet(struct consumer_loop *local)
 
 static void drain_quiesce_loop(const struct drain *drain, bool begin)
 {
-    for (unsigned i = 0; i < drain->holder_count; i++)
-        drain->holders[i]->driver->quiesce(drain->holders[i], begin);
+    /* A state that was opened meanwhile never began. */
+    for (unsigned i = 0; i < drain->holder_count; i++) {
+        struct node *node = drain->holders[i].node;
+
+        if (node->state == drain->holders[i].state)
+            node->driver->quiesce(node, begin);
+    }
 }
 
 /* What holders let go may end at once: it is counted after that. */
@@ -159,12 +167,13 @@ static void drain_find_holders(struct drain *drain)
         for (unsigned i = 0; i < nodes[done]->child_count; i++)
             drain_reach(&nodes, &count, nodes[done]->children[i]->child);
     }
+    drain->holders = memory_array(count, sizeof(*drain->holders));
     for (unsigned i = 0; i < count; i++) {
         nodes[i]->next.reached = false;
         if (nodes[i]->driver->quiesce)
-            nodes[drain->holder_count++] = nodes[i];
+            drain->holders[drain->holder_count++] = (struct drain_holder){nodes[i], nodes[i]->state};
     }
-    drain->holders = nodes;
+    free(nodes);
 }
 
 int drain_begin(struct drain **ret, struct consumer *const *consumers, unsigned count, uint64_t limit_ns,

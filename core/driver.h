@@ -102,7 +102,7 @@ struct driver {
     enum step (*after)(struct node *node, struct request *req, void *scratch);   /* answers DOWN or UP */
     /* For drivers that hold requests for longer than I/O takes: a drain needs them back. On this loop, from begin
      * until end nothing is held, and what was held goes on or fails; what comes meanwhile is part of larger units of
-     * work. The end may come without a begin, for a state that was opened in between. Optional. */
+     * work. A state that was opened in between knows of neither. Optional. */
     void (*quiesce)(struct node *node, bool begin);
     /* A layer above is about to do something that tests want to know of: an enum blkdebug_event. In a coroutine, may
      * wait. Optional: see edge_event(). */
