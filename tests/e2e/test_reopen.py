@@ -1,0 +1,271 @@
+#!/usr/bin/python3
+"""Nodes in use get other options: each driver, read-only and back, other children; locks against stock tools; and what
+query-node-options tells makes the same node again, for every driver."""
+import os
+import subprocess
+import sys
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from nbd_client import *  # noqa: F403
+from nbd_verify import Load
+from qmp_client import QmpClient, QmpError
+import programs
+
+MIB = 1 << 20
+SIZE = 8 * MIB
+
+
+class Reopen(programs.Program):
+    def setUp(self):
+        super().setUp()
+        with open(self.path("raw"), "wb") as raw:
+            for number in range(SIZE // MIB):
+                raw.write(bytes([number]) * MIB)
+        for name in ("a", "b", "c"):
+            self.tool("qemu-img", "create", "-q", "-f", "qcow2", name, str(SIZE))
+        self.daemon = self.serve("--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}")
+        self.qmp = QmpClient(self.socket)
+        self.addCleanup(self.qmp.close)
+        self.call = self.qmp.call
+
+    def tool(self, *command, code=0):
+        result = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=programs.PATIENCE,
+                                stdin=subprocess.DEVNULL, check=False)
+        self.assertEqual(result.returncode, code, f"{command}\n{result.stdout}{result.stderr}")
+        return result.stdout + result.stderr
+
+    def finish(self):
+        self.qmp.close()
+        self.assertNotIn("Sanitizer", self.end(self.daemon))
+
+    def file(self, **options):
+        return {"driver": "file", "node-name": "file", "filename": "raw", "discard": "unmap", **options}
+
+    def qcow2(self, name="a", **options):
+        return {"driver": "qcow2", "node-name": name, "discard": "unmap", "file": {"driver": "file", "filename": name},
+                **options}
+
+    def reopen(self, *options):
+        self.call("blockdev-reopen", options=list(options))
+
+    def refused(self, text, command, **arguments):
+        with self.assertRaises(QmpError) as caught:
+            self.call(command, **arguments)
+        self.assertIn(text, str(caught.exception))
+
+    def export(self, node, writable=True):
+        self.call("block-export-add", type="nbd", id="e", node_name=node, name="disk", writable=writable)
+
+    def unexport(self):
+        self.call("block-export-del", id="e", mode="hard")
+
+    def client(self):
+        client = NbdClient(self.path("nbd")).go("disk")
+        self.addCleanup(client.close)
+        return client
+
+    def modes(self, name):
+        """How the daemon has the file open: flags of open(2)."""
+        found = []
+        for number in os.listdir(f"/proc/{self.daemon.pid}/fd"):
+            path = f"/proc/{self.daemon.pid}/fd/{number}"
+            if os.path.exists(path) and os.path.realpath(path) == os.path.realpath(self.path(name)):
+                with open(f"/proc/{self.daemon.pid}/fdinfo/{number}", encoding="ascii") as info:
+                    found.append(int(dict(line.split(":", 1) for line in info)["flags"], 8))
+        return found
+
+    def test_file(self):
+        """cache.direct, locking and discard under load; read-only and back without writers."""
+        self.call("blockdev-add", **self.file())
+        self.export("file")
+        with Load(self, self.path("nbd"), "disk", SIZE) as load:
+            for direct in (True, False, True):
+                try:
+                    self.reopen(self.file(cache={"direct": direct}))
+                except QmpError as error:
+                    self.assertIn("does not support O_DIRECT", str(error))
+                    continue
+                self.assertEqual(bool(self.modes("raw")[0] & os.O_DIRECT or self.modes("raw")[-1] & os.O_DIRECT), direct)
+                load.wait_for(20)
+            self.reopen(self.file(locking="off"))
+            load.wait_for(20)
+            self.reopen(self.file(discard="ignore", **{"detect-zeroes": "on"}))
+            load.wait_for(20)
+            self.refused("Block node 'file' is read-only", "blockdev-reopen", options=[self.file(**{"read-only": True})])
+        self.unexport()
+        self.reopen(self.file(**{"read-only": True}))
+        self.assertEqual([mode & os.O_ACCMODE for mode in self.modes("raw")], [os.O_RDONLY])
+        self.export("file", writable=False)
+        client = self.client()
+        self.assertEqual(client.do(READ, 0, 512).error, 0)
+        self.assertNotEqual(client.do(WRITE, 0, data=bytes(512)).error, 0)
+        self.unexport()
+        self.reopen(self.file())
+        self.export("file")
+        self.assertEqual(self.client().do(WRITE, 0, data=bytes(512)).error, 0)
+        # It has another file under its name by now: that is not what is meant.
+        os.rename(self.path("raw"), self.path("moved"))
+        with open(self.path("raw"), "wb") as raw:
+            raw.truncate(SIZE)
+        self.refused("it was replaced meanwhile", "blockdev-reopen", options=[self.file(locking="off")])
+        self.assertEqual(self.client().do(WRITE, 0, data=b"x" * 512).error, 0)
+        self.finish()
+        with open(self.path("moved"), "rb") as moved:
+            self.assertEqual(moved.read(512), b"x" * 512)
+
+    def test_raw(self):
+        """The window moves, and its users see other data and another size."""
+        self.call("blockdev-add", **self.file())
+        window = {"driver": "raw", "node-name": "window", "file": "file"}
+        self.call("blockdev-add", **window, offset=MIB)
+        self.call("blockdev-add", driver="delay", node_name="above", file="window")
+        self.export("above")
+        self.assertEqual(self.client().do(READ, 0, 1).data, b"\1")
+        self.reopen(dict(window, offset=3 * MIB, size=MIB))
+        client = self.client()
+        self.assertEqual((client.size, client.do(READ, 0, 1).data), (MIB, b"\3"))
+        self.reopen(window)
+        client = self.client()
+        self.assertEqual((client.size, client.do(READ, 0, 1).data), (SIZE, b"\0"))
+        # Who relies on the size says so by name.
+        self.call("blockdev-add", driver="raw", node_name="fixed", file="above", size=4 * MIB)
+        self.refused("which does not allow 'resize' on node 'window'", "blockdev-reopen",
+                     options=[dict(window, size=2 * MIB)])
+        self.assertEqual(self.client().size, SIZE)
+        self.finish()
+
+    def test_qcow2_read_only(self):
+        self.call("blockdev-add", **self.qcow2())
+        self.export("a")
+        client = self.client()
+        self.assertEqual(client.do(WRITE, 70000, data=b"x" * 70000).error, 0)
+        self.refused("Block node 'a' is read-only", "blockdev-reopen", options=[self.qcow2(**{"read-only": True})])
+        client.close()
+        self.unexport()
+        self.reopen(self.qcow2(**{"read-only": True, "lazy-refcounts": True}))
+        self.assertEqual({mode & os.O_ACCMODE for mode in self.modes("a")}, {os.O_RDONLY})
+        self.assertIn("No errors", self.tool("qemu-img", "check", "a"))
+        self.export("a", writable=False)
+        self.assertEqual(self.client().do(READ, 70000, 70000).data, b"x" * 70000)
+        self.unexport()
+        self.reopen(self.qcow2(**{"lazy-refcounts": True}))
+        self.export("a")
+        client = self.client()
+        self.assertEqual(client.do(WRITE, 0, data=b"y" * 70000).error, 0)
+        self.assertEqual(client.do(FLUSH).error, 0)
+        # The dirty bit stands while refcounts are late, and goes when they no longer may be.
+        with open(self.path("a"), "rb") as image:
+            self.assertEqual(image.read(80)[79] & 1, 1)
+        self.reopen(self.qcow2())
+        with open(self.path("a"), "rb") as image:
+            self.assertEqual(image.read(80)[79] & 1, 0)
+        self.assertEqual(client.do(READ, 0, 140000).data, b"y" * 70000 + b"x" * 70000)
+        self.finish()
+        self.assertIn("No errors", self.tool("qemu-img", "check", "a"))
+
+    def test_qcow2_keeps_state(self):
+        """Counters go on; tables stay in memory, as far as they fit."""
+        self.call("blockdev-add", **self.qcow2())
+        self.export("a")
+        client = self.client()
+        self.assertEqual(client.do(WRITE, 0, data=b"x" * MIB).error, 0)
+        for _ in range(10):
+            client.do(READ, 0, 4096)
+
+        def stat(name):
+            return self.call("qom-get", path="/nodes/a", property=name)
+        hits, misses = stat("l2-hits"), stat("l2-misses")
+        self.assertGreaterEqual(hits, 10)
+        for options in ({"cache-size": 16 * MIB}, {"l2-cache-size": 32768}, {"discard-no-unref": True}, {}):
+            self.reopen(self.qcow2(**options))
+            self.assertEqual(client.do(READ, 0, 4096).data, b"x" * 4096)
+            self.assertEqual(stat("l2-misses"), misses)
+            self.assertGreater(stat("l2-hits"), hits)
+        self.finish()
+
+    def test_qcow2_backing(self):
+        self.call("blockdev-add", **self.file(**{"read-only": True}))
+        self.call("blockdev-add", **self.qcow2(backing="file"))
+        self.call("blockdev-add", driver="null-co", node_name="zeroes", size=SIZE, read_zeroes=True, read_only=True)
+        self.export("a")
+        client = self.client()
+
+        def first():
+            return client.do(READ, 2 * MIB, 1).data
+        self.assertEqual(first(), b"\2")
+        self.reopen(self.qcow2(backing="zeroes"))
+        self.assertEqual(first(), b"\0")
+        self.call("x-blockdev-change", parent="a", child="backing", node="file")
+        self.assertEqual(first(), b"\2")
+        self.call("x-blockdev-change", parent="a", child="backing", node=None)
+        self.assertEqual(first(), b"\0")
+        self.assertIsNone(self.call("query-node-options", node_name="a")[0]["backing"])
+        # Made here, and gone when nobody has it any more.
+        self.call("x-blockdev-change", parent="a", child="backing",
+                  node={"driver": "raw", "node-name": "inside", "file": "file"})
+        self.assertEqual(first(), b"\2")
+        self.reopen(self.qcow2(backing="file"))
+        self.assertNotIn("inside", [node["node-name"] for node in self.call("query-named-block-nodes")])
+        # Another image altogether.
+        self.call("blockdev-add", driver="file", node_name="other", filename="b")
+        self.reopen(dict(self.qcow2(backing=None), file="other"))
+        self.assertEqual(first(), b"\0")
+        self.assertEqual(client.do(WRITE, 0, data=b"z" * 512).error, 0)
+        self.finish()
+        self.tool("qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0x7a 0 512", "b")
+        self.tool("qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0 0 512", "a")
+
+    def test_exports_move(self):
+        self.call("blockdev-add", **self.file())
+        self.call("blockdev-add", **self.qcow2())
+        self.call("source-add", id="s", node="a")
+        self.export("s")
+        client = self.client()
+        self.assertEqual(client.do(READ, MIB, 1).data, b"\0")
+        self.call("x-blockdev-change", parent="e", child="root", node="file")
+        self.assertEqual(client.do(READ, MIB, 1).data, b"\1")
+        self.assertEqual(self.call("query-sources")[0]["users"], [])
+        self.call("x-blockdev-change", parent="e", child="root", node="s")
+        self.call("x-blockdev-change", parent="s", child="top", node="file")
+        self.assertEqual(client.do(READ, MIB, 1).data, b"\1")
+        self.call("source-push", source="s", filter={"driver": "delay", "node-name": "d"})
+        self.call("x-blockdev-change", parent="s", child="base", node="a")
+        self.assertEqual(client.do(READ, MIB, 1).data, b"\0")
+        self.assertEqual(self.call("query-sources")[0]["nodes"], ["d", "a"])
+        self.finish()
+
+    def test_locks(self):
+        """Stock tools refuse what we have, and we what they have, but for those who take no locks."""
+        write = ["qemu-io", "-f", "qcow2", "-c", "write 0 512", "a"]
+        self.call("blockdev-add", **self.qcow2())
+        self.export("a")
+        self.assertIn("lock", self.tool(*write, code=1))
+        self.tool("qemu-img", "info", "-U", "a")
+        self.assertIn("lock", self.tool("qemu-img", "info", "a", code=1))
+        self.tool("qemu-io", "-U", "-r", "-f", "qcow2", "-c", "read 0 512", "a")
+        self.unexport()
+        # Read-only leaves room for readers.
+        self.reopen(self.qcow2(**{"read-only": True}))
+        self.tool("qemu-img", "info", "a")
+        self.assertIn("lock", self.tool(*write, code=1))
+        self.reopen(self.qcow2(**{"read-only": True, "force-share": True}))
+        self.tool(*write)
+        self.call("blockdev-del", node_name="a")
+        with subprocess.Popen(["qemu-io", "-f", "qcow2", "a"], cwd=self.folder, stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as other:
+            other.stdin.write("write 0 512\n")
+            other.stdin.flush()
+            other.stdout.readline()
+            self.refused("lock", "blockdev-add", **self.qcow2())
+            self.refused("lock", "blockdev-add", **self.qcow2(**{"read-only": True}))
+            self.call("blockdev-add", **self.qcow2(**{"read-only": True, "force-share": True}))
+            self.refused("lock", "blockdev-reopen", options=[self.qcow2(**{"read-only": True})])
+            self.refused("lock", "blockdev-reopen", options=[self.qcow2()])
+            other.communicate("quit\n", timeout=programs.PATIENCE)
+        self.reopen(self.qcow2())
+        self.finish()
+
+
+if __name__ == "__main__":
+    unittest.main()
