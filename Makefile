@@ -188,7 +188,7 @@ help:
 	@echo 'make            build cairnd, cairnctl and cairn-vhost-bench in build/'
 	@echo 'make start      install what is missing, build, serve a fresh disk from run/'
 	@echo 'make check      install what is missing, build and run every test (SUITES="unit sim")'
-	@echo 'make bench      measure against the peers (BENCH_ARGS=--quick)'
+	@echo 'make bench      measure against the peers (BENCH_ARGS="--quick --only nbd,file")'
 	@echo 'make fuzz       run the fuzzers, FUZZ_SECONDS=20 each'
 	@echo 'make coverage   line coverage of the unit tests'
 	@echo 'make install    PREFIX=/usr/local DESTDIR='

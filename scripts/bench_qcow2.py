@@ -9,6 +9,8 @@ import struct
 import subprocess
 from dataclasses import dataclass, field
 
+import bench_common
+
 ALLOCATING_SIZE = 64 << 30      # more than any run fills: every random write finds a new cluster
 FORMAT_EXTENSION = 0xe2792aca
 
@@ -182,3 +184,12 @@ def judge(row, figures, failed):
               "cpu_ratio": own["server_cpu_us"] / min((peer["server_cpu_us"] for peer in peers), default=1)}
     result["met"] = result["iops_ratio"] >= row.iops_bar or result["cpu_ratio"] <= row.cpu_bar
     return result
+
+
+def run(folder, options):
+    rows = []
+    for row in ROWS:
+        if options.rows in row.name:
+            rows.append(measure(bench_common, row, folder, options.rounds, options.seconds))
+            bench_common.show(rows[-1])
+    return {"rows": rows}
