@@ -55,12 +55,13 @@ enum {
     FUZZ_GROW = 4,          /* which ends with a graph that needs larger slots */
     FUZZ_STOP = 8,          /* the export goes away at the end */
     FUZZ_VANISH = 16,       /* closes, instead of saying that it will send no more */
-    FUZZ_PIECES = 32        /* sends little at a time */
+    FUZZ_PIECES = 32,       /* sends little at a time */
+    FUZZ_LARGE = 64         /* asks for more than the server keeps for a client; else for little, which is faster */
 };
 
 #define FUZZ_DISK (4u << 20)      /* the largest read; larger ones only take longer */
-#define FUZZ_INPUT_MAX (1u << 20)   /* bytes of what is built, and one payload more */
-#define FUZZ_READ_MAX (72u << 20)   /* bytes asked for: more than the server keeps for a client */
+#define FUZZ_INPUT_MAX(large) ((large) ? 1u << 20 : 1u << 17)  /* bytes of what is built, and one payload more */
+#define FUZZ_READ_MAX(large) ((large) ? 72u << 20 : 1u << 20)  /* bytes asked for */
 #define FUZZ_POLLS 8u
 #define FUZZ_REST 40u               /* turns without anything after which every poller has gone cold */
 
@@ -285,10 +286,11 @@ static void client_build_request(struct fuzz_client *client, const struct fuzz_a
 static void client_build(struct fuzz_client *client, const uint8_t *data, size_t size)
 {
     bool extended = client->mode & FUZZ_EXTENDED;
+    bool large = client->manner & FUZZ_LARGE;
     uint64_t read = 0;
 
     client->asked = memory_array(size / 8 + 1, sizeof(*client->asked));
-    for (; size >= 8 && client->size < FUZZ_INPUT_MAX; data += 8, size -= 8) {
+    for (; size >= 8 && client->size < FUZZ_INPUT_MAX(large); data += 8, size -= 8) {
         uint64_t disturbance = (uint64_t)data[6] << (data[7] & 63);
         struct fuzz_asked asked = {
             .type = data[0] & 15,
@@ -305,7 +307,7 @@ static void client_build(struct fuzz_client *client, const uint8_t *data, size_t
         if (!extended)
             asked.length &= UINT32_MAX;
         if (asked.type == NBD_CMD_READ && asked.length <= FUZZ_DISK) {
-            asked.length &= read + asked.length > FUZZ_READ_MAX ? 511 : UINT64_MAX;
+            asked.length &= read + asked.length > FUZZ_READ_MAX(large) ? 511 : UINT64_MAX;
             read += asked.length;
         }
         client_build_request(client, &asked, carries ? asked.length : 0, data[7] & 3);
