@@ -15,6 +15,7 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "core/node.h"
+#include "core/node_object.h"
 #include "core/trace.h"
 
 struct change_action {
@@ -220,6 +221,8 @@ static void change_commit(struct change *change)
         const struct node *before = edge->parent.ops == &edge_parent_consumer ? edge->child : NULL;
 
         list_remove(&edge->in_child);
+        if (!edge->next_child)
+            edge_object_detach(edge);
         edge->child = edge->next_child;
         if (!edge->child)
             continue;
@@ -238,6 +241,8 @@ static void change_commit(struct change *change)
         if (action->type->commit)
             action->type->commit(action->data);
     }
+    list_for_each(changed, &change->edges, link)
+        edge_object_attach(changed->edge);
 }
 
 int change_try(struct change *change, void (*tell)(const struct change_step *step, void *arg), void *arg,

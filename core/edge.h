@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "core/list.h"
+#include "core/object.h"
 #include "core/permission.h"
 #include "core/request.h"
 
@@ -42,6 +43,7 @@ struct edge {
     struct permission have, want;   /* in force; asked for by the parent */
     struct list_link in_child;      /* in child->parents */
     const char *frozen_by;          /* job id, or NULL */
+    struct object object;           /* of edges between nodes: /nodes/<parent>/children/<name> */
 };
 
 extern const struct edge_parent_ops edge_parent_node;

@@ -58,7 +58,7 @@ struct node {
         struct node *self;          /* what its reopening makes of it: options, flags, children; NULL: it stays */
         void *reopening;            /* of such a one: node_reopen.c */
     } next;
-    struct object object;           /* /nodes/<name> */
+    struct object object, child_objects;    /* /nodes/<name>, /nodes/<name>/children */
 };
 
 /* The node as it would be in the change under way. Identity, parents and everything else are those of node. */

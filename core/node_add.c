@@ -94,6 +94,7 @@ static void node_add_commit(void *action)
     list_remove(&adding->node->in_registry);
     list_append(&node_registry, &adding->node->in_registry);
     object_attach(&adding->node->object, node_object_type(adding->node->driver), object_container("nodes"), adding->node->name, NULL);
+    object_attach(&adding->node->child_objects, &object_container_type, &adding->node->object, "children", NULL);
 }
 
 static void node_add_abort(void *action)
@@ -393,6 +394,7 @@ static void node_remove_commit(void *action)
     struct node_removing *removing = action;
 
     list_remove(&removing->node->in_registry);
+    object_detach(&removing->node->child_objects);
     object_detach(&removing->node->object);
 }
 

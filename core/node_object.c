@@ -88,3 +88,76 @@ const struct object_type *node_object_type(const struct driver *driver)
     node_object_types = made;
     return &made->type;
 }
+
+/* Edges */
+
+static const struct edge *edge_of(const struct object *object)
+{
+    return container_of(object, struct edge, object);
+}
+
+static int edge_get_node(const struct object *object, struct object_value *ret, struct error *err)
+{
+    (void)err;
+    *ret = (struct object_value){.kind = OBJECT_STRING, .string = memory_string(edge_of(object)->child->name)};
+    return 0;
+}
+
+/* "consistent-read,write" */
+static int edge_get_permissions(uint32_t permissions, struct object_value *ret)
+{
+    char *text = memory_string("");
+
+    for (unsigned bit = 0; PERM_ALL >> bit; bit++) {
+        AUTO_FREE char *before = text;
+
+        text = permissions & 1u << bit ? memory_format("%s%s%s", before, *before ? "," : "", permission_name(bit))
+                                       : memory_string(before);
+    }
+    *ret = (struct object_value){.kind = OBJECT_STRING, .string = text};
+    return 0;
+}
+
+static int edge_get_taken(const struct object *object, struct object_value *ret, struct error *err)
+{
+    (void)err;
+    return edge_get_permissions(edge_of(object)->have.taken, ret);
+}
+
+static int edge_get_shared(const struct object *object, struct object_value *ret, struct error *err)
+{
+    (void)err;
+    return edge_get_permissions(edge_of(object)->have.shared, ret);
+}
+
+static int edge_get_frozen(const struct object *object, struct object_value *ret, struct error *err)
+{
+    const char *job = edge_of(object)->frozen_by;
+
+    (void)err;
+    *ret = (struct object_value){.kind = OBJECT_STRING, .string = memory_string(job ? job : "")};
+    return 0;
+}
+
+static const struct object_property edge_properties[] = {
+    {"node", "string", edge_get_node, NULL},
+    {"perm", "string", edge_get_taken, NULL},
+    {"shared-perm", "string", edge_get_shared, NULL},
+    {"frozen-by", "string", edge_get_frozen, NULL},
+    {NULL, NULL, NULL, NULL},
+};
+
+static const struct object_type edge_object_type = {.name = "edge", .properties = edge_properties};
+
+void edge_object_attach(struct edge *edge)
+{
+    struct node *parent = edge_parent_node_of(edge);
+
+    if (parent && parent->child_objects.parent && edge->child && !edge->object.parent)
+        object_attach(&edge->object, &edge_object_type, &parent->child_objects, edge->name, NULL);
+}
+
+void edge_object_detach(struct edge *edge)
+{
+    object_detach(&edge->object);
+}

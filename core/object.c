@@ -9,7 +9,7 @@
 #include "core/memory.h"
 #include "core/options.h"
 
-static const struct object_type object_container_type = {.name = "container"};
+const struct object_type object_container_type = {.name = "container"};
 
 struct object object_root = {
     .type = &object_container_type,

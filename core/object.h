@@ -64,6 +64,8 @@ struct object {
 
 extern struct object object_root;
 
+extern const struct object_type object_container_type;
+
 /* The container at the top with this name ("nodes" ...), made when it is first asked for. */
 struct object *object_container(const char *name);
 

@@ -63,6 +63,7 @@ static void connection_end(struct nbd_connection *connection)
     struct nbd_export *export = connection->export;
 
     list_remove(&connection->in_export);
+    object_detach(&connection->object);
     connection_free(connection);
     nbd_export_left(export);
 }
@@ -204,6 +205,43 @@ static void connection_begin(struct loop_message *message)
     poller_add(connection->loop, &connection->poller);
 }
 
+/* Objects: what was negotiated. */
+
+static const struct nbd_connection *connection_of(const struct object *object)
+{
+    return container_of(object, struct nbd_connection, object);
+}
+
+static int connection_get_loop(const struct object *object, struct object_value *ret, struct error *err)
+{
+    (void)err;
+    *ret = (struct object_value){.kind = OBJECT_STRING, .string = memory_string(connection_of(object)->loop->name)};
+    return 0;
+}
+
+static int connection_get_structured(const struct object *object, struct object_value *ret, struct error *err)
+{
+    (void)err;
+    *ret = (struct object_value){.kind = OBJECT_BOOL, .boolean = connection_of(object)->structured};
+    return 0;
+}
+
+static int connection_get_extended(const struct object *object, struct object_value *ret, struct error *err)
+{
+    (void)err;
+    *ret = (struct object_value){.kind = OBJECT_BOOL, .boolean = connection_of(object)->extended};
+    return 0;
+}
+
+static const struct object_property connection_properties[] = {
+    {"iothread", "string", connection_get_loop, NULL},
+    {"structured-replies", "bool", connection_get_structured, NULL},
+    {"extended-headers", "bool", connection_get_extended, NULL},
+    {NULL, NULL, NULL, NULL},
+};
+
+static const struct object_type connection_object_type = {.name = "nbd-client", .properties = connection_properties};
+
 int nbd_connection_start(const struct nbd_handshake *handshake, int fd, const void *data, size_t size)
 {
     struct nbd_connection *connection = calloc(1, sizeof(*connection));
@@ -238,6 +276,9 @@ int nbd_connection_start(const struct nbd_handshake *handshake, int fd, const vo
     connection->message.run = connection_begin;
     list_append(&export->connections, &connection->in_export);
     export->connection_count++;
+    AUTO_FREE char *name = memory_format("client%u", export->connection_number++);
+
+    object_attach(&connection->object, &connection_object_type, &export->export->object, name, NULL);
     loop_post(connection->loop, &connection->message);
     return 0;
 }

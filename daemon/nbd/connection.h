@@ -20,6 +20,7 @@
 
 #include "core/list.h"
 #include "core/loop.h"
+#include "core/object.h"
 #include "daemon/nbd/slot.h"
 
 struct nbd_export;
@@ -57,6 +58,7 @@ struct nbd_connection {
     struct timer trimmer;               /* gives idle memory back */
     struct list_link in_loop, in_export;
     struct loop_message message, stop_message;
+    struct object object;               /* /exports/<id>/client<n> */
 };
 
 /* Main loop: takes fd and the bytes that were received behind the negotiation (at most

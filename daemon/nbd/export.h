@@ -21,7 +21,7 @@ struct nbd_export {
     bool hidden;                        /* clients cannot choose it: not committed yet, or stopping */
     bool stopping;                      /* out of the graph: ends with its last client */
     struct list connections;            /* all, main loop: struct nbd_connection, by in_export */
-    unsigned connection_count;
+    unsigned connection_count, connection_number;   /* number: of the next one's name */
     _Atomic unsigned scratch;           /* bytes of frames that slots need */
     struct list by_loop[LOOP_MAX];      /* each loop's own: struct nbd_connection, by in_loop */
 };

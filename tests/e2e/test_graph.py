@@ -58,6 +58,25 @@ class Graph(programs.Program):
         self.qmp.close()
         self.assertNotIn("Sanitizer", self.end(self.daemon))
 
+    def check_objects(self):
+        """The object tree shows what query-block-graph tells."""
+        graph = self.call("query-block-graph")
+        names = {node["id"]: node["name"] for node in graph["nodes"]}
+        parents = {node["id"] for node in graph["nodes"] if node["type"] == "node"}
+        seen = set()
+        for node in (node for node in graph["nodes"] if node["type"] == "node"):
+            path = f"/nodes/{node['name']}/children"
+            for row in self.call("qom-list", path=path):
+                if row["type"] == "child<edge>":
+                    edge = {name: self.call("qom-get", path=f"{path}/{row['name']}", property=name)
+                            for name in ("node", "perm", "shared-perm")}
+                    seen.add((node["name"], row["name"], edge["node"], edge["perm"], edge["shared-perm"]))
+        self.assertEqual(seen, {(names[e["parent"]], e["name"], names[e["child"]], ",".join(e["perm"]),
+                                 ",".join(e["shared-perm"])) for e in graph["edges"] if e["parent"] in parents})
+        clients = [row["name"] for row in self.call("qom-list", path="/exports/disk") if "nbd-client" in row["type"]]
+        self.assertEqual(len(clients), self.call("qom-get", path="/exports/disk", property="clients"))
+        self.assertIn(self.call("qom-get", path=f"/exports/disk/{clients[0]}", property="iothread"), ("t0", "t1"))
+
     def state(self):
         """What a change that fails must leave as it was."""
         pid = self.daemon.pid
@@ -105,6 +124,7 @@ class UnderLoad(Graph):
                 self.call("source-pop", source="disk", filter="f")
                 self.call("source-pop", parent="a", child="file", filter="low")
                 load.wait_for(20)
+            self.check_objects()
         self.assertEqual(len(self.call("query-named-block-nodes")), 2)
         self.finish()
         self.check("a.qcow2")
