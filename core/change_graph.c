@@ -14,8 +14,8 @@
 #include "core/memory.h"
 #include "core/node.h"
 
-int change_each_parent(const struct change *change, const struct node *node,
-                       int (*visit)(struct edge *edge, void *arg), void *arg)
+int change_each_parent(const struct change *change, const struct node *node, int (*visit)(struct edge *edge, void *arg),
+                       void *arg)
 {
     struct change_edge *changed;
     struct edge *edge;
@@ -92,8 +92,8 @@ static int order_from(struct order_walk *walk, struct node *root, struct error *
         if (!child || child->next.order == ORDER_DONE)
             continue;
         if (child->next.order == ORDER_OPEN)
-            return error_set(err, -ELOOP, "Making node '%s' the '%s' child of node '%s' would form a loop",
-                             child->name, edge->name, frame->node->name);
+            return error_set(err, -ELOOP, "Making node '%s' the '%s' child of node '%s' would form a loop", child->name,
+                             edge->name, frame->node->name);
         order_push(walk, child);
     }
     return 0;
@@ -209,8 +209,7 @@ int change_permissions(struct change *change, struct error *err)
 {
     for (unsigned i = 0; i < change->order_count; i++) {
         struct node *node = change->order[i];
-        struct permission_fold fold = {
-            .change = change, .node = node, .total = {.shared = PERM_ALL}, .err = err};
+        struct permission_fold fold = {.change = change, .node = node, .total = {.shared = PERM_ALL}, .err = err};
 
         change_each_parent(change, node, permission_want, &fold);
         node->next.total = fold.total;

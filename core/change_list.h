@@ -67,7 +67,7 @@ unsigned change_affected(struct change *change, struct consumer ***ret);
 void change_tell(const struct change *change, void (*tell)(const struct change_step *step, void *arg), void *arg);
 
 /* Calls visit for each edge that points at node in the next graph until it says non-zero. */
-int change_each_parent(const struct change *change, const struct node *node,
-                       int (*visit)(struct edge *edge, void *arg), void *arg);
+int change_each_parent(const struct change *change, const struct node *node, int (*visit)(struct edge *edge, void *arg),
+                       void *arg);
 
 #endif

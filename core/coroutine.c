@@ -302,7 +302,9 @@ static void coroutine_op_complete(struct ring_op *op, int result)
     coroutine_wake(wait->co);
 }
 
+/* clang-format off */
 #define COROUTINE_OP {.op.complete = coroutine_op_complete, .co = coroutine_self()}
+/* clang-format on */
 
 int coroutine_rw(bool write, int fd, const struct iovec *iov, unsigned count, uint64_t offset, int rw_flags)
 {

@@ -79,8 +79,7 @@ int edge_resize(struct edge *edge, uint64_t size, struct error *err)
     else if (child->filtered)
         result = edge_resize(child->filtered, size, err);
     else
-        return error_set(err, -ENOTSUP, "Driver '%s' of node '%s' cannot be resized", child->driver->name,
-                         child->name);
+        return error_set(err, -ENOTSUP, "Driver '%s' of node '%s' cannot be resized", child->driver->name, child->name);
     if (result == 0 && !child->driver->resize)
         child->size = child->filtered->child->size;
     return result;

@@ -9,12 +9,7 @@
 
 #include <stdarg.h>
 
-enum error_class {
-    ERROR_GENERIC,
-    ERROR_COMMAND_NOT_FOUND,
-    ERROR_DEVICE_NOT_ACTIVE,
-    ERROR_DEVICE_NOT_FOUND
-};
+enum error_class { ERROR_GENERIC, ERROR_COMMAND_NOT_FOUND, ERROR_DEVICE_NOT_ACTIVE, ERROR_DEVICE_NOT_FOUND };
 
 struct error {
     enum error_class class;
@@ -27,16 +22,14 @@ struct error {
  * so that a caller fails in one expression: return error_set(err, -EINVAL,
  * "..."). err may be NULL; an error that is already set is replaced.
  */
-int error_set(struct error *err, int code, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+int error_set(struct error *err, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* The same with another class. */
 int error_set_class(struct error *err, enum error_class class, int code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
 /* Puts formatted text before what err says; does nothing when err is not set. */
-void error_prefix(struct error *err, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
+void error_prefix(struct error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Moves *from into *to (which may be NULL: then from is only cleared). */
 void error_move(struct error *to, struct error *from);

@@ -82,8 +82,7 @@ static void grace_start(void)
             loop->grace = memory_new(struct grace_loop);
         struct grace_loop *local = loop->grace;
 
-        *local = (struct grace_loop){
-            .ask.run = grace_asked, .answer.run = grace_answered, .loop = loop, .asked = true};
+        *local = (struct grace_loop){.ask.run = grace_asked, .answer.run = grace_answered, .loop = loop, .asked = true};
         loop_post(loop, &local->ask);
     }
 }

@@ -19,7 +19,9 @@ struct list {
     struct list_link head;
 };
 
+/* clang-format off */
 #define LIST_INIT(list) { { &(list).head, &(list).head } }
+/* clang-format on */
 
 static inline void list_link_init(struct list_link *link)
 {
@@ -73,19 +75,17 @@ static inline void list_splice(struct list *to, struct list *from)
     list_init(from);
 }
 
-#define list_first(list, type, member) \
-    (list_is_empty(list) ? NULL : container_of((list)->head.next, type, member))
+#define list_first(list, type, member) (list_is_empty(list) ? NULL : container_of((list)->head.next, type, member))
 
-#define list_for_each(item, list, member)                                       \
-    for (item = container_of((list)->head.next, __typeof__(*item), member);     \
-         &item->member != &(list)->head;                                        \
+#define list_for_each(item, list, member)                                                                   \
+    for (item = container_of((list)->head.next, __typeof__(*item), member); &item->member != &(list)->head; \
          item = container_of(item->member.next, __typeof__(*item), member))
 
 /* The body may remove item, and nothing else, from the list. */
-#define list_for_each_safe(item, after, list, member)                           \
-    for (item = container_of((list)->head.next, __typeof__(*item), member),     \
-         after = container_of(item->member.next, __typeof__(*item), member);    \
-         &item->member != &(list)->head;                                        \
+#define list_for_each_safe(item, after, list, member)                       \
+    for (item = container_of((list)->head.next, __typeof__(*item), member), \
+        after = container_of(item->member.next, __typeof__(*item), member); \
+         &item->member != &(list)->head;                                    \
          item = after, after = container_of(item->member.next, __typeof__(*item), member))
 
 #endif

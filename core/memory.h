@@ -19,7 +19,7 @@
 
 void *memory_zero(size_t size);                         /* zeroed; never NULL */
 void *memory_array(size_t count, size_t size);          /* zeroed, overflow checked; never NULL */
-void *memory_grow(void *old, size_t count, size_t size);/* realloc, overflow checked; never NULL */
+void *memory_grow(void *old, size_t count, size_t size); /* realloc, overflow checked; never NULL */
 void *memory_aligned(size_t size, size_t align);        /* zeroed; free(); never NULL */
 char *memory_string(const char *text);                  /* copy, NULL gives NULL */
 char *memory_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -45,11 +45,23 @@ static inline void memory_close_cleanup(const int *fd)
 #define AUTO_CLOSE __attribute__((cleanup(memory_close_cleanup)))
 
 /* Ownership moves out of a variable with a cleanup attribute. */
-#define take_ptr(pointer) ({ __typeof__(*(pointer)) taken_ = *(pointer); *(pointer) = NULL; taken_; })
-#define take_fd(fd) ({ int taken_ = *(fd); *(fd) = -1; taken_; })
+#define take_ptr(pointer)                           \
+    ({                                              \
+        __typeof__(*(pointer)) taken_ = *(pointer); \
+        *(pointer) = NULL;                          \
+        taken_;                                     \
+    })
+#define take_fd(fd)         \
+    ({                      \
+        int taken_ = *(fd); \
+        *(fd) = -1;         \
+        taken_;             \
+    })
 
 #define array_size(array) (sizeof(array) / sizeof((array)[0]))
+/* clang-format off */
 #define container_of(pointer, type, member) ((type *)((char *)(pointer) - offsetof(type, member)))
+/* clang-format on */
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 

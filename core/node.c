@@ -172,7 +172,7 @@ int node_resize(struct node *node, uint64_t size, struct error *err)
 void node_corrupted(struct node *node, const char *message, uint64_t offset, uint64_t size)
 {
     struct block_image_corrupted_event event = {
-        .device = (char *)(uintptr_t)"",
+        .device = (char *)(uintptr_t) "",
         .node_name = node->name,
         .msg = (char *)(uintptr_t)message,
         .has_offset = offset != UINT64_MAX,

@@ -178,7 +178,7 @@ static void option_value_copy(const struct option_value_type *type, void *to, co
 
 static void option_array_copy(const struct option_value_type *type, void *to, const void *from)
 {
-    struct option_array source = option_array_at(from), copy = { .count = source.count };
+    struct option_array source = option_array_at(from), copy = {.count = source.count};
     size_t size = option_value_size(type->element);
 
     if (source.count)

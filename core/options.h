@@ -45,7 +45,7 @@ enum option_flag {
     OPTION_IS_SIZE = 2,         /* bytes: key=value accepts K, M, G, T suffixes */
     OPTION_SECRET = 4,          /* never shown */
     OPTION_ALLOW_NULL = 8,      /* node-ref: null is allowed */
-    OPTION_ELEMENT_DEFAULT = 16,/* the default applies when absent */
+    OPTION_ELEMENT_DEFAULT = 16, /* the default applies when absent */
     OPTION_ACCEPT_INTEGER = 32, /* string: JSON may give a number */
     OPTION_OPEN = 64            /* options of a filter that need not say what is filtered */
 };

@@ -32,8 +32,7 @@ static struct permission permission_backing(const struct permission *total)
     return (struct permission){.taken = total->taken & PERM_READ, .shared = PERM_READ | PERM_WRITE_UNCHANGED};
 }
 
-struct permission permission_default(const struct node *parent, const struct edge *edge,
-                                     const struct permission *total)
+struct permission permission_default(const struct node *parent, const struct edge *edge, const struct permission *total)
 {
     uint32_t flags = parent->flags;
     struct permission result;

@@ -142,8 +142,7 @@ static void threads_fsync(struct ring *ring, struct ring_op *op, int fd, bool da
     thread_pool_submit(&task->task);
 }
 
-static void threads_fallocate(struct ring *ring, struct ring_op *op, int fd, int mode, uint64_t offset,
-                              uint64_t length)
+static void threads_fallocate(struct ring *ring, struct ring_op *op, int fd, int mode, uint64_t offset, uint64_t length)
 {
     struct threads_task *task = threads_task(ring, op, THREADS_FALLOCATE);
 

@@ -17,7 +17,7 @@ struct ring_writer *ring_writer_new(void);
 void ring_writer_free(struct ring_writer *writer);      /* nothing in flight */
 
 /* On the ring's loop: as ring_ops.rw for a write. */
-void ring_writer_submit(struct ring_writer *writer, struct ring_op *op, int fd, const struct iovec *iov,
-                        unsigned count, uint64_t offset, int rw_flags);
+void ring_writer_submit(struct ring_writer *writer, struct ring_op *op, int fd, const struct iovec *iov, unsigned count,
+                        uint64_t offset, int rw_flags);
 
 #endif

@@ -114,8 +114,7 @@ int source_add(struct change *change, const char *id, const char *node_name, str
 
     snprintf(source->id, sizeof(source->id), "%s", id);
     list_init(&source->consumers);
-    source->top = (struct edge){
-        .parent = {.ops = &edge_parent_source, .object = source}, .want = {.shared = PERM_ALL}};
+    source->top = (struct edge){.parent = {.ops = &edge_parent_source, .object = source}, .want = {.shared = PERM_ALL}};
     source->top.name = memory_string("top");
     list_append(&source_pending, &source->in_registry);
     struct source_action *adding = change_add(change, &source_add_type, sizeof(*adding));

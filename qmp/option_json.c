@@ -104,8 +104,9 @@ static int parse_bool(struct parse *parse, struct json_object *json, const struc
     if (parse->mode & OPTION_JSON_KEYVAL) {
         if (!json_object_is_type(json, json_type_string))
             return parse_wrong_type(parse, path, "boolean");
-        return option_scalar_bool(json_object_get_string(json), slot) ?
-            parse_fault(parse, path, "expects 'on' or 'off'") : 0;
+        return option_scalar_bool(json_object_get_string(json), slot)
+                   ? parse_fault(parse, path, "expects 'on' or 'off'")
+                   : 0;
     }
     if (!json_object_is_type(json, json_type_boolean))
         return parse_wrong_type(parse, path, "boolean");
@@ -137,8 +138,9 @@ static int parse_number(struct parse *parse, const struct option_field *field, s
     if (parse->mode & OPTION_JSON_KEYVAL) {
         if (!json_object_is_type(json, json_type_string))
             return parse_wrong_type(parse, path, "integer");
-        return option_scalar_number(json_object_get_string(json), size, ret) ?
-            parse_fault(parse, path, size ? "expects a size, such as 512, 64K or 1G" : "expects integer") : 0;
+        return option_scalar_number(json_object_get_string(json), size, ret)
+                   ? parse_fault(parse, path, size ? "expects a size, such as 512, 64K or 1G" : "expects integer")
+                   : 0;
     }
     if (!json_object_is_type(json, json_type_int))
         return parse_wrong_type(parse, path, "integer");
@@ -210,7 +212,7 @@ static int parse_enum(struct parse *parse, const struct option_enum *enumeration
         return -EINVAL;
     for (unsigned i = 0; i < enumeration->count; i++) {
         if (!strcmp(enumeration->names[i], text)) {
-            memcpy(slot, &(int){ (int)i }, sizeof(int));
+            memcpy(slot, &(int){(int)i}, sizeof(int));
             return 0;
         }
     }
@@ -286,11 +288,11 @@ static int parse_array(struct parse *parse, const struct option_field *field, co
 
     if (result || !count)
         return result;
-    struct option_array array = { count, memory_array(count, size) };
+    struct option_array array = {count, memory_array(count, size)};
 
     memcpy(slot, &array, sizeof(array));
     for (size_t i = 0; i < count && !result; i++) {
-        struct path here = { path, NULL, i };
+        struct path here = {path, NULL, i};
         struct json_object *element;
 
         if (!parse_element(json, i, &element))
@@ -346,7 +348,7 @@ static void parse_default(const struct option_field *field, void *slot)
         *(bool *)slot = field->default_integer != 0;
         break;
     case OPTION_ENUM:
-        memcpy(slot, &(int){ (int)field->default_integer }, sizeof(int));
+        memcpy(slot, &(int){(int)field->default_integer}, sizeof(int));
         break;
     case OPTION_STRING:
         text = memory_string(field->default_string);
@@ -364,7 +366,7 @@ static int parse_fields(struct parse *parse, const struct option_type *type, str
     for (unsigned i = 0; i < type->field_count; i++) {
         const struct option_field *field = &type->fields[i];
         char *slot = (char *)options + field->offset;
-        struct path here = { path, field->name, 0 };
+        struct path here = {path, field->name, 0};
         struct json_object *value;
 
         if (json_object_object_get_ex(json, field->name, &value)) {
@@ -400,7 +402,7 @@ static int parse_check_names(struct parse *parse, const struct option_type *type
 
     for (; !json_object_iter_equal(&i, &end); json_object_iter_next(&i)) {
         const char *name = json_object_iter_peek_name(&i);
-        struct path here = { path, name, 0 };
+        struct path here = {path, name, 0};
         bool data = type && type->wrapped && !strcmp(name, "data");
 
         if (!data && !parse_has_field(type, name) && !parse_has_field(branch, name))
@@ -415,7 +417,7 @@ static int parse_struct(struct parse *parse, const struct option_type *type, str
 static int parse_wrapped(struct parse *parse, const struct option_type *branch_type, struct json_object *json,
                          const struct path *path, void *branch)
 {
-    struct path here = { path, "data", 0 };
+    struct path here = {path, "data", 0};
     struct json_object *data;
 
     if (!json_object_object_get_ex(json, "data", &data))
@@ -484,7 +486,7 @@ static int parse_object(struct parse *parse, const struct option_type *type, str
 int option_parse_json(const struct option_type *type, struct json_object *json, const char *path, unsigned mode,
                       void **ret, struct error *err)
 {
-    struct parse parse = { .prefix = path, .mode = mode, .err = err };
+    struct parse parse = {.prefix = path, .mode = mode, .err = err};
     void *options = NULL;
     int result = parse_object(&parse, type, json, NULL, &options);
 

@@ -15,7 +15,7 @@ int option_scalar_bool(const char *text, bool *ret)
         const char *text;
         bool value;
     } words[] = {
-        { "on", true }, { "yes", true }, { "true", true }, { "off", false }, { "no", false }, { "false", false },
+        {"on", true}, {"yes", true}, {"true", true}, {"off", false}, {"no", false}, {"false", false},
     };
 
     for (unsigned i = 0; i < array_size(words); i++) {
@@ -29,8 +29,10 @@ int option_scalar_bool(const char *text, bool *ret)
 
 static int number_digit(char c, unsigned base)
 {
-    int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 :
-                c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    int digit = c >= '0' && c <= '9'   ? c - '0'
+                : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                       : -1;
 
     return digit < (int)base ? digit : -1;
 }
@@ -70,15 +72,14 @@ int option_scalar_number(const char *text, bool size, struct option_number *ret)
         return shift;
     if (value > UINT64_MAX >> shift)
         return -ERANGE;
-    *ret = (struct option_number){ value << shift, negative && value };
+    *ret = (struct option_number){value << shift, negative && value};
     return 0;
 }
 
 bool option_number_fits(const struct option_number *number, const struct option_value_type *type)
 {
     if (type->kind == OPTION_UINT)
-        return !number->negative && number->magnitude >= (uint64_t)type->minimum &&
-               number->magnitude <= type->maximum;
+        return !number->negative && number->magnitude >= (uint64_t)type->minimum && number->magnitude <= type->maximum;
     if (number->negative)
         return number->magnitude <= (uint64_t)INT64_MAX + 1 && (int64_t)-number->magnitude >= type->minimum &&
                (int64_t)-number->magnitude <= (int64_t)type->maximum;

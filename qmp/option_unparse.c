@@ -26,8 +26,9 @@ static struct json_object *unparse_array(const struct option_value_type *type, c
 
     memcpy(&array, slot, sizeof(array));
     for (size_t i = 0; i < array.count; i++)
-        json_object_array_add(json, unparse_value(type->element, (const char *)array.items +
-                                                  i * option_value_size(type->element), brief));
+        json_object_array_add(
+            json,
+            unparse_value(type->element, (const char *)array.items + i * option_value_size(type->element), brief));
     return json;
 }
 
@@ -127,8 +128,8 @@ static struct json_object *unparse_struct(const struct option_type *type, const 
 
     unparse_fields(type, options, brief, json);
     if (type->wrapped)
-        json_object_object_add(json, "data", branch ? unparse_struct(branch_type, branch, brief)
-                                                    : json_object_new_object());
+        json_object_object_add(json, "data",
+                               branch ? unparse_struct(branch_type, branch, brief) : json_object_new_object());
     else if (branch)
         unparse_fields(branch_type, branch, brief, json);
     return json;

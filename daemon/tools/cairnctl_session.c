@@ -13,10 +13,10 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "daemon/tools/cairnctl_arguments.h"
+#include "daemon/tools/cairnctl_graph.h"
 #include "daemon/tools/cairnctl_print.h"
 #include "daemon/tools/cairnctl_schema.h"
 #include "daemon/tools/cairnctl_shell.h"
-#include "daemon/tools/cairnctl_graph.h"
 #include "daemon/tools/cairnctl_tree.h"
 
 int session_fail(const struct error *err)

@@ -372,27 +372,49 @@ static void sleep_for(double seconds)
 static void load_options_parse(struct load_options *options, int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"unix", 1, NULL, 'u'},       {"tcp", 1, NULL, 't'},    {"export", 1, NULL, 'e'},
-        {"write", 0, NULL, 'w'},      {"sequential", 0, NULL, 's'}, {"size", 1, NULL, 'b'},
-        {"depth", 1, NULL, 'd'},      {"connections", 1, NULL, 'c'}, {"seconds", 1, NULL, 'T'},
-        {"warmup", 1, NULL, 'W'},     {"pid", 1, NULL, 'p'},    {NULL, 0, NULL, 0},
+        {"unix", 1, NULL, 'u'},       {"tcp", 1, NULL, 't'},    {"export", 1, NULL, 'e'}, {"write", 0, NULL, 'w'},
+        {"sequential", 0, NULL, 's'}, {"size", 1, NULL, 'b'},   {"depth", 1, NULL, 'd'},  {"connections", 1, NULL, 'c'},
+        {"seconds", 1, NULL, 'T'},    {"warmup", 1, NULL, 'W'}, {"pid", 1, NULL, 'p'},    {NULL, 0, NULL, 0},
     };
     int option;
 
     while ((option = getopt_long(argc, argv, "", longs, NULL)) >= 0) {
         switch (option) {
-        case 'u': options->unix_path = optarg; break;
-        case 't': options->tcp = optarg; break;
-        case 'e': options->export = optarg; break;
-        case 'w': options->write = true; break;
-        case 's': options->sequential = true; break;
-        case 'b': options->size = (uint32_t)strtoul(optarg, NULL, 0); break;
-        case 'd': options->depth = (uint32_t)strtoul(optarg, NULL, 0); break;
-        case 'c': options->connections = (uint32_t)strtoul(optarg, NULL, 0); break;
-        case 'T': options->seconds = strtod(optarg, NULL); break;
-        case 'W': options->warmup = strtod(optarg, NULL); break;
-        case 'p': options->pid = strtol(optarg, NULL, 0); break;
-        default: exit(2);
+        case 'u':
+            options->unix_path = optarg;
+            break;
+        case 't':
+            options->tcp = optarg;
+            break;
+        case 'e':
+            options->export = optarg;
+            break;
+        case 'w':
+            options->write = true;
+            break;
+        case 's':
+            options->sequential = true;
+            break;
+        case 'b':
+            options->size = (uint32_t)strtoul(optarg, NULL, 0);
+            break;
+        case 'd':
+            options->depth = (uint32_t)strtoul(optarg, NULL, 0);
+            break;
+        case 'c':
+            options->connections = (uint32_t)strtoul(optarg, NULL, 0);
+            break;
+        case 'T':
+            options->seconds = strtod(optarg, NULL);
+            break;
+        case 'W':
+            options->warmup = strtod(optarg, NULL);
+            break;
+        case 'p':
+            options->pid = strtol(optarg, NULL, 0);
+            break;
+        default:
+            exit(2);
         }
     }
     if ((!options->unix_path && !options->tcp) || !options->size || !options->depth ||

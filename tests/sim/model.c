@@ -219,7 +219,7 @@ static void slot_fill(struct model_slot *slot)
 static bool slot_choose(struct model_slot *slot)
 {
     static const uint8_t ops[] = {
-        REQ_READ,  REQ_READ,  REQ_READ,  REQ_READ,         REQ_READ,    REQ_READ,  REQ_READ, REQ_STATUS,
+        REQ_READ,  REQ_READ,  REQ_READ,  REQ_READ,         REQ_READ,    REQ_READ,  REQ_READ,  REQ_STATUS,
         REQ_WRITE, REQ_WRITE, REQ_WRITE, REQ_WRITE_ZEROES, REQ_DISCARD, REQ_FLUSH, REQ_WRITE, REQ_PREFETCH,
     };
     struct sim *sim = slot->client->model->sim;

@@ -258,8 +258,8 @@ static int fail_window(struct change *change, struct witness *witness)
 
 static void step_fail(void)
 {
-    static int (*const faults[])(struct change *, struct witness *) = {
-        fail_loop, fail_name, fail_in_use, fail_open, fail_settle, fail_window};
+    static int (*const faults[])(struct change *, struct witness *) = {fail_loop, fail_name,   fail_in_use,
+                                                                       fail_open, fail_settle, fail_window};
     struct model_client *client = some_client(true);
     struct change *change = world_begin();
     struct stack stack;
@@ -443,9 +443,9 @@ static void finish(void)
 static void control(void *arg)
 {
     static void (*const steps[])(void) = {
-        step_attach, step_attach, step_attach, step_detach, step_replace, step_replace, step_insert, step_insert,
-        step_remove_layer, step_resize, step_resize, step_fail, step_fail, step_hang, step_grace, step_touch,
-        step_break,
+        step_attach, step_attach, step_attach,       step_detach, step_replace, step_replace,
+        step_insert, step_insert, step_remove_layer, step_resize, step_resize,  step_fail,
+        step_fail,   step_hang,   step_grace,        step_touch,  step_break,
     };
 
     (void)arg;

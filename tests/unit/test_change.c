@@ -12,8 +12,9 @@
 
 static struct node_options null_options(uint64_t latency_ns)
 {
-    return (struct node_options){
-        .driver = NODE_DRIVER_NULL_CO, .discard = NODE_DISCARD_UNMAP, .u.null_co = {.size = MIB, .latency_ns = latency_ns}};
+    return (struct node_options){.driver = NODE_DRIVER_NULL_CO,
+                                 .discard = NODE_DISCARD_UNMAP,
+                                 .u.null_co = {.size = MIB, .latency_ns = latency_ns}};
 }
 
 static struct node *add_null(const char *name, uint64_t latency_ns)
@@ -63,8 +64,7 @@ static void user_resumed(struct consumer *consumer, struct loop *loop)
 
 static const struct consumer_ops user_ops = {.kind = "user", .name = user_name, .resumed = user_resumed};
 
-static int user_attach(struct user *user, const char *name, const char *node, struct permission want,
-                       struct error *err)
+static int user_attach(struct user *user, const char *name, const char *node, struct permission want, struct error *err)
 {
     struct change *change = change_new();
 
@@ -317,7 +317,7 @@ BOTH_RINGS(sources)
 int main(void)
 {
     const TTest *const all[] = {test_names,  test_permissions, test_in_use, test_draining,
-                                       test_parked, test_grace,       test_sources};
+                                test_parked, test_grace,       test_sources};
 
     return run_tests("change", all, array_size(all));
 }

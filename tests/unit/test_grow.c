@@ -8,8 +8,8 @@
 static struct node *add_raw(const char *name, const char *file, uint64_t size)
 {
     struct node_ref ref = {.name = (char *)(uintptr_t)file};
-    struct node_options options = {
-        .driver = NODE_DRIVER_RAW, .u.raw = {.file = &ref, .offset = 512, .has_size = size != 0, .size = size}};
+    struct node_options options = {.driver = NODE_DRIVER_RAW,
+                                   .u.raw = {.file = &ref, .offset = 512, .has_size = size != 0, .size = size}};
     AUTO_ERROR struct error err = {0};
     struct node *node = NULL;
 

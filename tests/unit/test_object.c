@@ -106,8 +106,7 @@ START_TEST(attach_and_detach)
     ck_assert_int_eq(object_attach(&a.object, &lamp_type, lamps, "a", &err), 0);
     ck_assert_int_eq(a.colour, 7);
     ck_assert_int_eq(object_attach(&b.object, &lamp_type, lamps, "a", &err), -EEXIST);
-    assert_error(&err, ERROR_GENERIC, -EEXIST,
-                 "attempt to add duplicate property 'a' to object (type 'container')");
+    assert_error(&err, ERROR_GENERIC, -EEXIST, "attempt to add duplicate property 'a' to object (type 'container')");
     ck_assert_ptr_null(b.object.parent);
     object_detach(&b.object);
     ck_assert_ptr_eq(object_child(lamps, "a"), &a.object);
