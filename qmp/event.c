@@ -26,6 +26,8 @@ static const struct event_limit {
     const char *subject[3];
 } event_limits[] = {
     {"BLOCK_IO_ERROR", {"node-name", "operation"}},
+    {"QUORUM_FAILURE", {"reference"}},
+    {"QUORUM_REPORT_BAD", {"node-name", "type"}},
 };
 
 /* A subject whose second is not over yet. */

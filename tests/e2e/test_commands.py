@@ -254,6 +254,21 @@ class Commands(programs.Program):
         damage = self.session.event("BLOCK_IMAGE_CORRUPTED")
         self.assertEqual((damage["node-name"], damage["fatal"]), ("image", True))
 
+    def quorum_steps(self):
+        call = self.session.call
+        bad = {"driver": "blkdebug", "node-name": "bad", "inject-error": [{"event": "none", "iotype": "write"}],
+               "image": {"driver": "null-co", "size": MIB}}
+        call("blockdev-add", driver="quorum", node_name="quorum", vote_threshold=1, children=[bad])
+        call("block-export-add", type="nbd", id="q", node_name="quorum", writable=True)
+        self.assertEqual(self.client("quorum").do(WRITE, 512, data=b"x" * 512).error, EIO)
+        report = self.session.event("QUORUM_REPORT_BAD")
+        self.assertEqual((report["type"], report["node-name"], report["sector-num"]), ("write", "bad", 1))
+        self.assertEqual(self.session.event("QUORUM_FAILURE"),
+                         {"reference": "quorum", "sector-num": 1, "sectors-count": 1})
+        call("block-export-del", id="q", mode="hard")
+        self.assertEqual(self.session.event("BLOCK_EXPORT_DELETED"), {"id": "q"})
+        call("blockdev-del", node_name="quorum")
+
     def removal_steps(self):
         call = self.session.call
         call("block-export-del", id="e", mode="hard")
@@ -276,7 +291,7 @@ class Commands(programs.Program):
         self.assertEqual({entity["name"] for entity in schema if entity["meta-type"] == "command"}, listed)
         events = {entity["name"] for entity in schema if entity["meta-type"] == "event"}
         for steps in (self.session_steps, self.object_steps, self.node_steps, self.rebuild_steps, self.source_steps,
-                      self.change_steps, self.export_steps, self.io_steps, self.fault_steps, self.removal_steps):
+                      self.change_steps, self.export_steps, self.io_steps, self.fault_steps, self.quorum_steps, self.removal_steps):
             steps()
         self.session.call("quit")
         self.assertEqual(self.session.event("SHUTDOWN"), {"guest": False, "reason": "host-qmp-quit"})
