@@ -18,6 +18,7 @@ int guest_open_data_file(struct guest *guest, struct world *world, bool backed, 
         .discard_freed = true, .discard_other = true, .overlap_check = UINT32_MAX, .has_data_file = has_data_file};
     char text[256];
 
+    settings.l2_cache = settings.refcount_cache = world->small_caches;
     *guest = (struct guest){.world = world, .backed = backed, .backing_size = UINT64_MAX};
     int result = qcow2_open(&guest->q, &world_io, world, &settings, text);
 
@@ -251,6 +252,23 @@ int guest_flush(struct guest *guest)
     return result;
 }
 
+/* New space is empty, whatever the backing file has there, or the cluster in which the disk ended. */
+static int guest_clear(struct guest *guest, uint64_t from, uint64_t to)
+{
+    uint64_t rest = -from & (qcow2_cluster_size(guest->q) - 1);
+    unsigned char *zeroes = calloc(1, rest + 1);
+    int result = 0;
+
+    must(zeroes);
+    rest = rest < to - from ? rest : to - from;
+    if (rest)
+        result = guest_store(guest, from, zeroes, rest);
+    free(zeroes);
+    if (result == 0 && guest->backed && from + rest < to)
+        result = guest_zero(guest, from + rest, to - from - rest, true);
+    return result;
+}
+
 int guest_resize(struct guest *guest, uint64_t size)
 {
     uint64_t old = guest->size;
@@ -267,9 +285,7 @@ int guest_resize(struct guest *guest, uint64_t size)
     if (size > old) {
         memset(guest->model + old, 0, size - old);
         memset(guest->unsure + old / SECTOR, 0, ((size - old) / SECTOR) * sizeof(bool));
-        /* New space is empty, whatever the backing file has there. */
-        if (guest->backed)
-            return guest_zero(guest, old, size - old, true);
+        return guest_clear(guest, old, size);
     }
     return 0;
 }

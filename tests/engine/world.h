@@ -41,8 +41,9 @@ struct world {
     uint64_t calls, fail_at; /* numbers of read, write, flush and grow calls; 0: none fails */
     int fail_code;
     bool fail_for_ever;
-    bool grace_held;  /* grace periods do not end */
-    uint64_t reports; /* FORMAT_CORRUPTED */
+    bool grace_held;   /* grace periods do not end */
+    bool small_caches; /* guests have as little memory for tables as there can be */
+    uint64_t reports;  /* FORMAT_CORRUPTED */
     char report[256];
 };
 

@@ -26,11 +26,34 @@ static const struct qcow2_create_options fuzz_layouts[] = {
 #define FUZZ_LAYOUTS (sizeof(fuzz_layouts) / sizeof(fuzz_layouts[0]))
 #define FUZZ_WHOLE 64 /* '@' */
 
+/* New memory for each input would take most of the time. */
+static unsigned char *fuzz_memory;
+#define FUZZ_ROOM (UINT64_C(4) << 20)
+
+static void fuzz_world_init(struct world *world)
+{
+    if (!fuzz_memory)
+        fuzz_memory = malloc(FUZZ_ROOM);
+    must(fuzz_memory);
+    world_init(world);
+    world->bytes = fuzz_memory;
+    world->room = FUZZ_ROOM;
+    world->small_caches = true;
+}
+
+static void fuzz_world_destroy(struct world *world)
+{
+    fuzz_memory = world->room == FUZZ_ROOM ? world->bytes : NULL;
+    if (fuzz_memory)
+        world->bytes = NULL;
+    world_destroy(world);
+}
+
 static void fuzz_make(struct world *world, const struct qcow2_create_options *options)
 {
     struct guest guest;
 
-    world_init(world);
+    fuzz_world_init(world);
     guest_create(&guest, world, options);
     for (uint64_t at = 0; at < 65536; at += 8192)
         guest_write(&guest, at, 4096);
@@ -63,7 +86,7 @@ static void fuzz_use(struct guest *guest)
     }
     qcow2_check(guest->q, false, &check);
     if (guest->size <= 1 << 20)
-        guest_resize(guest, 2 << 20);
+        guest_resize(guest, guest->size / SECTOR * SECTOR + 131072);
     guest_resize(guest, 32768);
     qcow2_finish(guest->q);
 }
@@ -90,7 +113,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < 1)
         return 0;
     if (data[0] >= FUZZ_WHOLE) {
-        world_init(&world);
+        fuzz_world_init(&world);
         world_resize(&world, size - 1);
         memcpy(world.bytes, data + 1, size - 1);
     } else {
@@ -107,6 +130,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             fuzz_use(&guest);
         guest_drop(&guest);
     }
-    world_destroy(&world);
+    fuzz_world_destroy(&world);
     return 0;
 }
