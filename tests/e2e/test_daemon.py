@@ -1,4 +1,6 @@
 """cairnd from outside: its options, its start and its end."""
+import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -6,10 +8,12 @@ import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import time
 import unittest
 
+from nbd_client import FLUSH, NbdClient, READ, WRITE
 from programs import CAIRNCTL, CAIRND, PATIENCE, Program, wait_until
 
 
@@ -172,6 +176,33 @@ class Life(Program):
             with self.subTest(ring=ring):
                 process = self.serve("--ring", ring, "--log-level", "debug")
                 self.end(process)
+
+    @staticmethod
+    def refuse_io_uring():
+        """In the child: io_uring_setup(2) is not permitted from now on, as in many containers. Else seccomp lets all pass."""
+        rules = ((0x20, 0, 0, 0), (0x15, 0, 1, 425), (6, 0, 0, 0x50000 | errno.EPERM), (6, 0, 0, 0x7fff0000))
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+        program = struct.pack("HxxxxxxP", len(rules), ctypes.addressof(code))
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0):   # no new privileges; a filter
+            os._exit(99)
+
+    def test_io_uring_refused(self):
+        disk = self.write("disk", "x" * 65536)
+        process = self.start("--qmp", "qmp", "--log-level", "debug", "--blockdev", f"file,node-name=n,filename={disk}",
+                             "--nbd-server", "addr.type=unix,addr.path=nbd", "--export", "nbd,id=e,node-name=n,writable=on",
+                             preexec_fn=self.refuse_io_uring)
+        wait_until(lambda: process.poll() is not None or os.path.exists(self.socket), "cairnd")
+        with NbdClient(self.path("nbd")) as client:
+            client.go("n")
+            self.assertEqual(client.do(WRITE, 4096, data=b"y" * 4096).error, 0)
+            self.assertEqual(client.do(FLUSH).error, 0)
+            self.assertEqual(client.do(READ, 0, 8192).data, b"x" * 4096 + b"y" * 4096)
+        said = self.end(process)
+        self.assertRegex(said, "(?m)^.*main: .*not permitted.*; using threads$")
+        result = self.cairnd("--ring", "io_uring", preexec_fn=self.refuse_io_uring)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("not permitted", result.stderr)
 
     def test_many_descriptors(self):
         process = self.serve()
