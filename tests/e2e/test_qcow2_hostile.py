@@ -1,0 +1,110 @@
+#!/usr/bin/python3
+"""Damaged qcow2 images in one daemon, added and removed, written and read: each is refused with one clear error, or does
+what it can; the daemon lives, stays small, and never writes over what it did not understand. The engine's own test
+(tests/engine/test_hostile.c) has more damage."""
+import os
+import random
+import struct
+import sys
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from nbd_client import *  # noqa: F403
+from qcow2_images import MIB, SEED, Qcow2 as _Qcow2
+from qmp_client import QmpClient, QmpError
+
+# Of the header: name, offset, bytes.
+FIELDS = [
+    ("magic", 0, 4), ("version", 4, 4), ("backing offset", 8, 8), ("backing size", 16, 4), ("cluster bits", 20, 4),
+    ("size", 24, 8), ("encryption", 32, 4), ("L1 entries", 36, 4), ("L1 offset", 40, 8), ("refcount table offset", 48, 8),
+    ("refcount table clusters", 56, 4), ("snapshots", 60, 4), ("snapshots offset", 64, 8), ("incompatible", 72, 8),
+    ("compatible", 80, 8), ("autoclear", 88, 8), ("refcount order", 96, 4), ("header length", 100, 4),
+    ("compression", 104, 1), ("extension", 112, 4), ("extension's length", 116, 4),
+]
+ENTRIES = [1, 0x200, 0x3000, 0x4000, 1 << 30, 1 << 40, 1 << 55, 1 << 62, 1 << 63, 1 << 63 | 0x3000, 1 << 63 | 0x4200,
+           3 << 62 | 0x4000, (1 << 62) - 1, (1 << 64) - 1]
+MOST_MEMORY = 256 * 1024    # KiB above what the daemon has at the start
+
+
+def edges(size):
+    """Values at the edges of a field."""
+    top = 1 << 8 * size
+    return sorted(value for value in {0, 1, 2, 9, 63, 511, 4095, 65536, top // 2 - 1, top // 2, top - 1} if value < top)
+
+
+class Hostile(_Qcow2):
+    def memory(self):
+        with open(f"/proc/{self.daemon.pid}/status", encoding="ascii") as stream:
+            return next(int(line.split()[1]) for line in stream if line.startswith("VmHWM"))
+
+    def use(self):
+        """Whatever is answered, it is answered."""
+        self.qmp.call("block-export-add", type="nbd", id="disk", node_name="disk", writable=True)
+        client = NbdClient(self.path("nbd")).go("disk")
+        rng = random.Random(SEED)
+        for _ in range(6):
+            length = min(4096, client.size)
+            at = rng.randrange(min(client.size, MIB) - length + 1)
+            if length:
+                client.do(READ, at, length)
+                client.do(WRITE, at, data=b"x" * length)
+        client.do(FLUSH)
+        client.close()
+        self.qmp.call("block-export-del", id="disk", mode="hard")
+        with self.assertRaises(QmpError):
+            self.qmp.call("block_resize", node_name="disk", size=1 << 62)
+
+    def attempt(self, pristine, damage, where):
+        """True if the image was refused."""
+        image = bytearray(pristine)
+        for offset, data in damage:
+            image[offset:offset + len(data)] = data
+        self.raw("disk", image)
+        try:
+            self.qmp.execute("blockdev-add", {"driver": "qcow2", "node-name": "disk", "discard": "unmap",
+                                              "file": {"driver": "file", "filename": self.path("disk")}})
+        except QmpError as error:
+            self.assertGreater(len(str(error)), 10, where)
+            self.assertNotIn("\n", str(error), where)
+            with open(self.path("disk"), "rb") as stream:
+                self.assertEqual(stream.read(), image, f"{where}: was changed and refused")
+            return True
+        self.use()
+        self.qmp.call("blockdev-del", node_name="disk")
+        with open(self.path("disk"), "rb") as stream:
+            self.assertEqual(stream.read(8), image[:8], f"{where}: the header is gone")
+        return False
+
+    def test_damage(self):
+        self.create("disk", "cluster_size=4k", size=MIB)
+        self.tool("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 64k", "-c", "write -P 2 512k 4k", "disk")
+        with open(self.path("disk"), "rb") as stream:
+            pristine = stream.read()
+        self.daemon = self.serve("--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}")
+        self.qmp = QmpClient(self.socket)
+        self.addCleanup(self.qmp.close)
+        before, count, refused = self.memory(), 0, 0
+        for name, offset, size in FIELDS:
+            for value in edges(size):
+                refused += self.attempt(pristine, [(offset, value.to_bytes(size, "big"))], f"{name} = {value:#x}")
+                count += 1
+        tables = [struct.unpack_from(">Q", pristine, offset)[0] for offset in (40, 48)]
+        tables.append(struct.unpack_from(">Q", pristine, tables[0])[0] & ~(1 << 63))
+        for table in tables:
+            for value in ENTRIES:
+                refused += self.attempt(pristine, [(table, struct.pack(">Q", value))], f"table {table:#x}: {value:#x}")
+                count += 1
+        self.assertGreaterEqual(count, 120)
+        self.assertGreater(refused, 60)
+        self.assertFalse(self.attempt(pristine, [], "no damage"))
+        self.assertLess(self.memory() - before, MOST_MEMORY)
+        self.stop_quietly()
+
+    def stop_quietly(self):
+        said = self.end(self.daemon)
+        for sign in ("AddressSanitizer", "ThreadSanitizer", "LeakSanitizer", "runtime error"):
+            self.assertNotIn(sign, said)
+
+
+if __name__ == "__main__":
+    unittest.main()
