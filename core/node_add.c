@@ -122,6 +122,7 @@ struct node_options *node_inherit(const struct node_options *options, struct nod
     if (!inside)
         return own;
     own->read_only |= inside->options->read_only || place.role & ROLE_BACKING;
+    own->auto_read_only |= inside->options->auto_read_only;
     own->force_share |= inside->options->force_share;
     if (own->discard == NODE_DISCARD_IGNORE)
         own->discard = inside->options->discard;

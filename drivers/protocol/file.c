@@ -20,7 +20,7 @@
 
 struct file_opening {
     struct file *file;
-    bool read_only;
+    bool read_only, auto_read_only;     /* read_only: and whether it came to that */
     uint64_t size;
     struct error *err;
 };
@@ -52,6 +52,12 @@ static int file_open_sync(struct file *file, const struct stat *st, struct error
     return 0;
 }
 
+/* Whether there is no way to write to it, whatever else is wrong. */
+static bool file_cannot_write(int code)
+{
+    return code == EACCES || code == EROFS || code == EPERM;
+}
+
 static int file_open_blocking(void *arg)
 {
     struct file_opening *opening = arg;
@@ -63,6 +69,11 @@ static int file_open_blocking(void *arg)
         O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (opening->read_only ? O_RDONLY : O_RDWR) | (file->direct ? O_DIRECT : 0);
     AUTO_CLOSE int fd = open(file->path, flags);
 
+    if (fd < 0 && opening->auto_read_only && file_cannot_write(errno)) {
+        opening->read_only = true;
+        flags = (flags & ~O_ACCMODE) | O_RDONLY;
+        fd = open(file->path, flags);
+    }
     if (fd < 0)
         return file_open_error(file, errno, err);
     if (fstat(fd, &st) < 0)
@@ -85,7 +96,10 @@ static int file_open_blocking(void *arg)
 int file_open(struct node *node, const struct file_storage *storage, const char *path, int locking, struct error *err)
 {
     struct file *file = node->state;
-    struct file_opening opening = {.file = file, .read_only = node->options->read_only, .err = err};
+    struct file_opening opening = {.file = file,
+                                   .read_only = node->options->read_only,
+                                   .auto_read_only = !node->options->read_only && node->options->auto_read_only,
+                                   .err = err};
 
     if (!*path)
         return error_set(err, -EINVAL, "The '%s' block driver requires a file name", storage->driver);
@@ -100,6 +114,8 @@ int file_open(struct node *node, const struct file_storage *storage, const char 
         free(take_ptr(&file->path));
         return result;
     }
+    if (opening.read_only)
+        node->flags |= NODE_READ_ONLY;
     comutex_init(&file->sync.mutex);
     comutex_init(&file->growing);
     file_direct_init(file);
@@ -161,7 +177,7 @@ int file_reopen(struct node *node, struct node *next, int locking_before, int lo
     const struct node_options *is = node->options, *wanted = next->options;
     const struct file *file = node->state;
 
-    if (is->read_only == wanted->read_only && file_is_direct(node) == file_is_direct(next) &&
+    if (is->read_only == wanted->read_only && is->auto_read_only == wanted->auto_read_only && file_is_direct(node) == file_is_direct(next) &&
         is->force_share == wanted->force_share && locking_before == locking)
         return REOPEN_KEPT;
     next->state = memory_aligned(sizeof(struct file), 64);

@@ -114,6 +114,44 @@ class Reopen(programs.Program):
         with open(self.path("moved"), "rb") as moved:
             self.assertEqual(moved.read(512), b"x" * 512)
 
+    def as_somebody(self):
+        """The daemon anew, as one for whom modes of files hold."""
+        self.finish()
+        nobody = 65534
+        for path in (self.folder, *(self.path(name) for name in os.listdir(self.folder))):
+            os.chown(path, nobody, nobody)
+        self.daemon = self.start("--qmp", "qmp", "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}",
+                                 user=nobody, group=nobody, extra_groups=[])
+        programs.wait_until(lambda: os.path.exists(self.socket), "the daemon")
+        self.qmp = QmpClient(self.socket)
+        self.addCleanup(self.qmp.close)
+        self.call = self.qmp.call
+
+    def test_auto_read_only(self):
+        """A file that cannot be written, if it may be so."""
+        os.chmod(self.path("raw"), 0o444)
+        if os.geteuid() == 0:
+            self.as_somebody()
+        auto = self.file(**{"auto-read-only": True})
+        self.refused("Could not open 'raw': Permission denied", "blockdev-add", **self.file())
+        self.call("blockdev-add", **auto)
+        self.call("blockdev-add", driver="raw", node_name="r", auto_read_only=True,
+                  file={"driver": "file", "filename": "raw"})
+        ro = {node["node-name"]: node["ro"] for node in self.call("query-named-block-nodes")}
+        self.assertTrue(ro["file"])
+        self.refused("Block node 'file' is read-only", "block-export-add", type="nbd", id="x", node_name="file",
+                     writable=True)
+        self.refused("is read-only", "block-export-add", type="nbd", id="x", node_name="r", writable=True)
+        self.export("file", writable=False)
+        self.assertEqual(self.client().do(READ, MIB, 1).data, b"\1")
+        self.unexport()
+        self.refused("Permission denied", "blockdev-reopen", options=[self.file()])
+        os.chmod(self.path("raw"), 0o644)
+        self.reopen(self.file())
+        self.export("file")
+        self.assertEqual(self.client().do(WRITE, MIB, data=b"x" * 512).error, 0)
+        self.finish()
+
     def test_raw(self):
         """The window moves, and its users see other data and another size."""
         self.call("blockdev-add", **self.file())
