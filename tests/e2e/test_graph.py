@@ -1,11 +1,13 @@
 #!/usr/bin/python3
 """The graph changes while it is in use. Clients that know every byte must not notice, and what fails changes nothing.
-CAIRN_ROUNDS=1000 for a long run."""
+For a long run: CAIRN_ROUNDS=1000 and CAIRN_SECONDS=600; CAIRN_SEED."""
 import json
 import os
 import resource
 import subprocess
 import sys
+import threading
+import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -17,6 +19,7 @@ import programs
 MIB = 1 << 20
 SIZE = 8 * MIB
 ROUNDS = int(os.environ.get("CAIRN_ROUNDS", "8"))
+SECONDS = float(os.environ.get("CAIRN_SECONDS", "2"))
 SEED = int(os.environ.get("CAIRN_SEED", "1"))
 
 
@@ -165,6 +168,85 @@ class UnderLoad(Graph):
                 load.wait_for(30)
         self.finish()
         self.check(*(name + ".qcow2" for name in names))
+
+
+class Together(Graph):
+    """Several management clients at once, each with changes of its own, and none of them waits for the others."""
+
+    def manage(self, run):
+        """A thread that repeats run(client, number) until it is told to stop."""
+        def work():
+            client, number = QmpClient(self.socket), 0
+            try:
+                while not self.over.is_set():
+                    run(client, number)
+                    number += 1
+                    self.changes += 1
+            except Exception as fault:  # told by the test
+                self.faults.append(f"{run.__name__}: {fault}")
+            client.close()
+        return threading.Thread(target=work, daemon=True)
+
+    def push_and_pop(self, client, _):
+        client.call("source-push", source="disk", filter={"driver": "delay", "node-name": "p"})
+        client.call("source-pop", source="disk", filter="p")
+
+    def push_below(self, client, _):
+        client.call("source-push", parent="low", child="file", filter={"driver": "detect-zeroes", "node-name": "q"})
+        client.call("source-pop", parent="low", child="file", filter="q")
+
+    def reopen(self, client, number):
+        client.call("blockdev-reopen", options=[self.qcow2("a", **{"cache-size": (1 + number % 3) << 20})])
+
+    def snapshot(self, client, number):
+        """Over another disk, and away again."""
+        client.call("blockdev-add", **self.qcow2("b", backing=None))
+        client.transaction(("blockdev-snapshot", {"node": "other", "overlay": "b"}),
+                           ("source-push", {"source": "other", "filter": {"driver": "delay", "node-name": "r"}}))
+        client.transaction(("source-pop", {"source": "other", "filter": "r"}),
+                           ("source-switch", {"source": "other", "node": "n"}), ("blockdev-del", {"node-name": "b"}))
+
+    def nodes(self, client, number):
+        client.call("blockdev-add", driver="raw", node_name="t", file="raw", read_only=True)
+        client.call("source-add", id="t-source", node="t")
+        client.call("block-export-add", type="nbd", id="t-export", node_name="t-source", name="t", iothread="t0")
+        client.call("block-export-del", id="t-export", mode="hard")
+        client.call("source-del", id="t-source")
+        client.call("blockdev-del", node_name="t")
+
+    def look(self, client, _):
+        for query in ("query-block-graph", "query-node-options", "query-sources", "query-named-block-nodes",
+                      "query-blockstats"):
+            client.call(query)
+
+    def test_clients(self):
+        for name in ("a", "b"):
+            self.image(name + ".qcow2")
+        with open(self.path("raw"), "wb") as raw:
+            raw.truncate(SIZE)
+        self.begin(self.qcow2("a"), {"driver": "delay", "node-name": "low", "file": "a", "discard": "unmap"},
+                   {"driver": "null-co", "node-name": "n", "size": SIZE},
+                   {"driver": "file", "node-name": "raw", "filename": "raw"}, base="low")
+        self.call("source-add", id="other", node="n")
+        self.over, self.faults, self.changes = threading.Event(), [], 0
+        threads = [self.manage(run) for run in (self.push_and_pop, self.push_below, self.reopen, self.snapshot,
+                                                self.nodes, self.look)]
+        with self.load() as load:
+            for thread in threads:
+                thread.start()
+            end = time.monotonic() + SECONDS
+            while time.monotonic() < end and not self.faults:
+                load.wait_for(50)
+            self.over.set()
+            for thread in threads:
+                thread.join(programs.PATIENCE)
+                self.assertFalse(thread.is_alive(), "a management client hangs")
+            self.assertEqual(self.faults, [])
+        self.assertGreater(self.changes, 0)
+        self.assertEqual({node["node-name"] for node in self.call("query-named-block-nodes") if node["drv"] != "file"},
+                         {"a", "low", "n"})
+        self.finish()
+        self.check("a.qcow2", "b.qcow2")
 
 
 class Refusals(Graph):
