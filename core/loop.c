@@ -258,10 +258,37 @@ static void loop_sleep(struct loop *loop)
     atomic_store(&loop->asleep, false);
 }
 
+void loop_stay(struct loop *loop, struct loop_leaver *leaver)
+{
+    leaver->told = false;
+    list_append(&loop->leavers, &leaver->link);
+}
+
+void loop_leave(struct loop_leaver *leaver)
+{
+    list_remove(&leaver->link);
+}
+
+/* A leaver may leave at once. */
+static bool loop_may_end(struct loop *loop)
+{
+    struct loop_leaver *leaver;
+
+    if (likely(!atomic_load_explicit(&loop->stop, memory_order_relaxed)))
+        return false;
+    while ((leaver = list_first(&loop->leavers, struct loop_leaver, link)) && !leaver->told) {
+        leaver->told = true;
+        list_remove(&leaver->link);
+        list_append(&loop->leavers, &leaver->link);
+        leaver->leave(leaver);
+    }
+    return list_is_empty(&loop->leavers);
+}
+
 void loop_run(struct loop *loop)
 {
     loop_set_current(loop);
-    while (!atomic_load_explicit(&loop->stop, memory_order_relaxed)) {
+    while (!loop_may_end(loop)) {
         bool any = loop_turn(loop);
 
         /* Once: a ring with completions stays readable until the next turn, and libevent would go round for ever. */
@@ -270,6 +297,8 @@ void loop_run(struct loop *loop)
         if (!loop_polling_spins(loop, any))
             loop_sleep(loop);
     }
+    /* What was posted until everybody had left. */
+    loop_run_inbox(loop);
 }
 
 struct loop_start {
@@ -362,6 +391,7 @@ int loop_create(struct loop **ret, const char *name, struct ring *ring, struct e
     snprintf(loop->name, sizeof(loop->name), "%s", name);
     list_init(&loop->hot);
     list_init(&loop->hooks);
+    list_init(&loop->leavers);
     loop->ready_tail = &loop->ready;
     loop->stacks = coroutine_pool_new();
     if (!loop_main && !ring)

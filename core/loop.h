@@ -54,6 +54,16 @@ struct timer {
 };
 
 /*
+ * Somebody with things on a loop that outlive the loop's clients: leave() runs on the loop once its thread is to end,
+ * and the thread does not end before loop_leave() was called for each.
+ */
+struct loop_leaver {
+    struct list_link link;
+    bool told;
+    void (*leave)(struct loop_leaver *leaver);
+};
+
+/*
  * A source of new work behind a file descriptor (socket, eventfd). While hot
  * it is asked every turn; poll() takes all there is, and says whether there
  * was anything. Before the loop sleeps, each hot poller's fd is armed in the
@@ -108,8 +118,11 @@ struct loop {
     _Atomic bool asleep;
     _Atomic bool stop;
     struct loop_polling polling;
-    pthread_t thread;
-    long thread_id;                 /* the system's; 0 before the thread runs */
+    struct {
+        pthread_t thread;
+        long thread_id;             /* the system's; 0 before the thread runs */
+        struct list leavers;        /* struct loop_leaver */
+    };
     struct event *alarm;            /* next timer, for the sleep in libevent */
     void *grace;                    /* grace.c */
     char name[32];                  /* "main", "io0", or the iothread's id */
@@ -154,6 +167,8 @@ void loop_post(struct loop *loop, struct loop_message *message);
 
 /* On the calling thread's own loop: */
 void loop_hook_queue(struct loop *loop, struct loop_hook *hook);
+void loop_stay(struct loop *loop, struct loop_leaver *leaver);
+void loop_leave(struct loop_leaver *leaver);    /* may be called when it does not stay */
 void timer_set(struct timer *timer, struct loop *loop, uint64_t deadline_ns);
 void timer_cancel(struct timer *timer);         /* may be called when not set */
 void poller_add(struct loop *loop, struct poller *poller);      /* becomes hot */

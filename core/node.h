@@ -45,6 +45,8 @@ struct node {
 
     _Atomic uint32_t flags;         /* NODE_* */
     uint16_t child_count, scratch_need;     /* bytes for frames from here down */
+    /* What its driver does natively, but this node does not: set by open(), emulated by core. */
+    uint32_t lacks_ops, lacks_flags;
     char name[NODE_NAME_MAX + 1];
     struct node_options *options;   /* owned; always what the node is */
     struct list parents;            /* of struct edge, by in_child */

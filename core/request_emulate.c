@@ -91,9 +91,9 @@ enum step request_emulate(struct request *req, struct node *node)
 {
     const struct driver *driver = node->driver;
     bool passes = driver->kind == DRIVER_FILTER && driver->ops == 0;
-    uint32_t lacking = passes ? 0 : req->flags & ~driver->request_flags;
+    uint32_t lacking = passes ? 0 : req->flags & (~driver->request_flags | node->lacks_flags);
 
-    if (!passes && !(driver->ops & REQ_BIT(req->op)))
+    if (!passes && !(driver->ops & ~node->lacks_ops & REQ_BIT(req->op)))
         return emulate_op(req);
     if (req->op == REQ_WRITE && lacking & (REQ_COMPRESSED | REQ_FILL))
         return request_up(req, -ENOTSUP);

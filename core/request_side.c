@@ -29,8 +29,8 @@ void request_side_update(struct node *node)
 {
     const struct driver *driver = node->driver;
     bool passes = driver_passes_all(driver);
-    uint32_t ops = passes ? 0 : SIDE_OPS_ALL & ~driver->ops;
-    uint32_t flags = passes ? 0 : SIDE_FLAGS_ALL & ~driver->request_flags;
+    uint32_t ops = passes ? 0 : SIDE_OPS_ALL & (~driver->ops | node->lacks_ops);
+    uint32_t flags = passes ? 0 : SIDE_FLAGS_ALL & (~driver->request_flags | node->lacks_flags);
 
     if (node->flags & (NODE_CORRUPTED | NODE_READ_ONLY))
         ops |= REQ_BITS_WRITING;

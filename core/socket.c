@@ -223,6 +223,34 @@ static int socket_inet_connect(const struct inet_socket_address *address, struct
                                strerror(-result));
 }
 
+int socket_resolve(const struct socket_address *address, struct socket_target targets[SOCKET_TARGET_MAX],
+                   struct error *err)
+{
+    struct addrinfo *list;
+    int count = 0;
+
+    if (address->type == SOCKET_ADDRESS_TYPE_UNIX) {
+        struct sockaddr_un name;
+        int result = socket_unix_address(address->u.unix_.path, &name, err);
+
+        memcpy(&targets[0].address, &name, sizeof(name));
+        targets[0].size = sizeof(name);
+        return result < 0 ? result : 1;
+    }
+    if (address->type != SOCKET_ADDRESS_TYPE_INET)
+        return error_set(err, -ENOTSUP, "Only addresses of type 'inet' and 'unix' can be connected to again");
+    int result = inet_lookup(&address->u.inet, false, &list, err);
+
+    if (result)
+        return result;
+    for (struct addrinfo *info = list; info && count < SOCKET_TARGET_MAX; info = info->ai_next) {
+        memcpy(&targets[count].address, info->ai_addr, info->ai_addrlen);
+        targets[count++].size = info->ai_addrlen;
+    }
+    freeaddrinfo(list);
+    return count;
+}
+
 /* Sockets that were passed to us. */
 
 static int socket_fd(const char *text, bool listening, struct error *err)
