@@ -25,7 +25,7 @@ comma := ,
 B := build$(if $(SAN),-$(subst $(comma),-,$(SAN)))
 SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
 
-PACKAGES := json-c libevent_core liburing zlib libzstd
+PACKAGES := json-c libevent_core liburing libnbd zlib libzstd
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wformat=2 \
 	-Wundef $(if $(WERROR),-Werror)
 ALL_CPPFLAGS = -D_GNU_SOURCE -DCAIRN_VERSION='"$(VERSION)"' -I. -I$(B) $(CPPFLAGS)

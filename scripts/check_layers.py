@@ -24,7 +24,7 @@ MAY_INCLUDE = {
 GENERATED = {"generated/options.h": set(MAY_INCLUDE), "generated/commands.h": {"qmp", "daemon", "tests"},
              "generated/introspect.h": {"qmp", "daemon", "tests"}}
 LIBRARIES = {"json-c/": {"qmp", "daemon", "tests"}, "liburing": {"core"}, "event2/": {"core", "daemon", "qmp", "tests"},
-             "histedit.h": {"daemon"}, "check.h": {"tests"}, "zlib.h": {"drivers"},
+             "histedit.h": {"daemon"}, "check.h": {"tests"}, "zlib.h": {"drivers"}, "libnbd.h": {"drivers"},
              "zstd.h": {"drivers"}}
 
 

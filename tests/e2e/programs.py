@@ -71,7 +71,7 @@ class Program(unittest.TestCase):
         """Starts cairnd with QMP and waits until it can be asked."""
         process = self.start("--qmp", "qmp", *options)
         wait_until(lambda: process.poll() is not None or self.cairnctl("query-version").returncode == 0, "cairnd")
-        self.assertIsNone(process.poll())
+        self.assertIsNone(process.poll(), process.poll() and process.stderr.read())
         return process
 
     def end(self, process):
