@@ -53,7 +53,7 @@ struct disk {
     uint32_t cluster_size;          /* bytes */
     struct disk_loop *loops;        /* [LOOP_MAX] */
     struct range_lock changing;     /* clusters whose place is being changed, as the engine asks */
-    struct comutex lock;            /* the engine's */
+    struct comutex locks[FORMAT_LOCK_COUNT];    /* the engine's */
     bool watched;                   /* a layer below wants to know what is done: see disk_event() */
     bool alone;                     /* nothing of others is under way: open, finish, resize; main loop writes */
     struct disk_grace *grace;

@@ -109,8 +109,9 @@ static void create_release(void *world, void *memory)
     free(memory);
 }
 
-static void create_lock(void *world)
+static void create_lock(void *world, enum format_lock which)
 {
+    (void)which;
     (void)world;
 }
 

@@ -184,18 +184,18 @@ static void io_idle(void *world, void *memory, size_t size)
     madvise(memory, size & ~(size_t)(BUFFER_ALIGN - 1), MADV_DONTNEED);
 }
 
-static void io_lock(void *world)
+static void io_lock(void *world, enum format_lock which)
 {
     struct disk *disk = world;
 
-    comutex_lock(&disk->lock);
+    comutex_lock(&disk->locks[which]);
 }
 
-static void io_unlock(void *world)
+static void io_unlock(void *world, enum format_lock which)
 {
     struct disk *disk = world;
 
-    comutex_unlock(&disk->lock);
+    comutex_unlock(&disk->locks[which]);
 }
 
 /* Decompression of a large cluster takes milliseconds: not on a loop. */
@@ -258,7 +258,8 @@ void disk_io_init(struct disk *disk)
 {
     disk->loops = memory_aligned(LOOP_MAX * sizeof(*disk->loops), 64);
     range_lock_init(&disk->changing);
-    comutex_init(&disk->lock);
+    for (unsigned i = 0; i < FORMAT_LOCK_COUNT; i++)
+        comutex_init(&disk->locks[i]);
     disk->grace = memory_new(struct disk_grace);
     pthread_mutex_init(&disk->grace->guard, NULL);
 }
@@ -276,7 +277,8 @@ void disk_io_destroy(struct disk *disk)
     }
     free(disk->loops);
     range_lock_destroy(&disk->changing);
-    comutex_destroy(&disk->lock);
+    for (unsigned i = 0; i < FORMAT_LOCK_COUNT; i++)
+        comutex_destroy(&disk->locks[i]);
     pthread_mutex_lock(&grace->guard);
     bool running = grace->running != 0;
 

@@ -296,6 +296,15 @@ static int file_regular_resize(struct node *node, uint64_t size, struct error *e
     return 0;
 }
 
+/*
+ * Space for what is new: where nothing is allocated, filesystems let one write at a time in, and not without waiting.
+ * The page cache does not care.
+ */
+static int file_grow_allocated(struct file *file, uint64_t size)
+{
+    return file->direct ? file_fallocate(file, FILE_LACKS_ALLOCATE, 0, file->end, size - file->end) : -ENOTSUP;
+}
+
 /* Apart from rewrites of the last block, which cut off what they wrote behind the end: file_direct.c. */
 static int file_grow_held(struct file *file, uint64_t size)
 {
@@ -306,8 +315,10 @@ static int file_grow_held(struct file *file, uint64_t size)
     if (size <= end)
         return 0;
     file_direct_hold(file, &hold, end, INT64_MAX - end);
-    int result = coroutine_call(file_truncate_blocking, &truncation);
+    int result = file_grow_allocated(file, size);
 
+    if (result == -ENOTSUP)
+        result = coroutine_call(file_truncate_blocking, &truncation);
     if (result == 0)
         file->end = size;
     file_direct_release(file, &hold);

@@ -245,10 +245,16 @@ int guest_discard(struct guest *guest, uint64_t offset, uint64_t length)
 
 int guest_flush(struct guest *guest)
 {
+    uint64_t begun = guest->world->count, size = guest->size;
+    unsigned char *model = malloc(size + 1);
+
+    must(model);
+    memcpy(model, guest->model, size);
     int result = qcow2_flush(guest->q);
 
     if (result == 0)
-        world_record(guest->world, RECORD_PROMISE, 0, guest->model, guest->size);
+        world_record(guest->world, RECORD_PROMISE, begun, model, size);
+    free(model);
     return result;
 }
 

@@ -111,6 +111,18 @@ static void act(struct guest *guest, enum action action, uint64_t cluster)
     }
 }
 
+/* While a flush is under way, others go on. */
+static struct guest *meanwhile_guest;
+
+static void meanwhile(struct world *world)
+{
+    static const enum action actions[] = {WRITE_SMALL, WRITE_LARGE, ZERO_UNMAP, DISCARD, REWRITE, COMPRESS};
+
+    (void)world;
+    for (unsigned i = random_below(3); i > 0; i--)
+        act(meanwhile_guest, actions[random_below(6)], qcow2_cluster_size(meanwhile_guest->q));
+}
+
 /* --- Cuts --- */
 
 enum loss { LOSS_NONE, LOSS_ALL, LOSS_SOME, LOSS_TORN, LOSS_COUNT };
@@ -218,6 +230,12 @@ static void cut_show(const struct world *world, const char *what)
     cuts_shown++;
 }
 
+static void cut_touch(const struct record *record, bool *touched)
+{
+    for (uint64_t at = 0; record->kind == RECORD_TOUCH && at < record->size; at += SECTOR)
+        touched[(record->offset + at) / SECTOR] = true;
+}
+
 /* What the last promise before the cut said, except where the guest has begun a change since. */
 static void cut_promises(const struct cut *cut, struct guest *guest, const char *what)
 {
@@ -230,9 +248,11 @@ static void cut_promises(const struct cut *cut, struct guest *guest, const char 
         if (records[i].kind == RECORD_PROMISE) {
             promise = &records[i];
             memset(touched, 0, WORLD_FILE_MAX / SECTOR * sizeof(bool));
+            /* What began during the flush is not promised. */
+            for (size_t k = promise->offset; k < i; k++)
+                cut_touch(&records[k], touched);
         }
-        for (uint64_t at = 0; records[i].kind == RECORD_TOUCH && at < records[i].size; at += SECTOR)
-            touched[(records[i].offset + at) / SECTOR] = true;
+        cut_touch(&records[i], touched);
     }
     for (uint64_t at = 0; promise && at < promise->size; at += SECTOR) {
         if (touched[at / SECTOR])
@@ -360,12 +380,16 @@ static void crash(unsigned layout, bool snapshot, const enum action *actions, un
     ensure(base);
     memcpy(base, world.bytes, world.size);
     cut.base = base;
+    meanwhile_guest = &guest;
     world.recording = true;
     world_record(&world, RECORD_PROMISE, 0, guest.model, guest.size);
     for (unsigned i = 0; i < count; i++) {
+        /* To resize, one has to be alone; and what has to write tables back itself has to wait for the flush. */
+        world.meanwhile = act_resizes(actions[i]) || world.small_caches ? NULL : meanwhile;
         if (!snapshot || !act_resizes(actions[i]))
             act(&guest, actions[i], cluster);
     }
+    world.meanwhile = NULL;
     ensure_msg(guest_compare(&guest) == UINT64_MAX, "layout %u: reads differ", layout);
     ensure(qcow2_finish(guest.q) == 0);
     world.recording = false;

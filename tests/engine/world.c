@@ -98,9 +98,18 @@ static int world_flush(void *opaque, enum format_file file)
     int result = world_fails(world);
 
     (void)file;
-    if (result == 0)
-        world_record(world, RECORD_FLUSH, 0, NULL, 0);
-    return result;
+    if (result < 0)
+        return result;
+    world_record(world, RECORD_FLUSH, 0, NULL, 0);
+    /* What others do while this takes its time is not flushed by it. */
+    if (world->meanwhile && !world->locked[FORMAT_LOCK_TABLES]) {
+        void (*meanwhile)(struct world *) = world->meanwhile;
+
+        world->meanwhile = NULL;
+        meanwhile(world);
+        world->meanwhile = meanwhile;
+    }
+    return 0;
 }
 
 static int world_grow(void *opaque, enum format_file file, uint64_t size)
@@ -164,9 +173,22 @@ static void world_release(void *opaque, void *memory)
     free(memory);
 }
 
-static void world_lock(void *opaque)
+static void world_lock(void *opaque, enum format_lock which)
 {
-    (void)opaque;
+    struct world *world = opaque;
+
+    must(!world->locked[which]);
+    /* Both are taken in one order. */
+    must(which != FORMAT_LOCK_FLUSH || !world->locked[FORMAT_LOCK_TABLES]);
+    world->locked[which] = true;
+}
+
+static void world_unlock(void *opaque, enum format_lock which)
+{
+    struct world *world = opaque;
+
+    must(world->locked[which]);
+    world->locked[which] = false;
 }
 
 static uint64_t world_grace_begin(void *opaque)
@@ -202,7 +224,7 @@ const struct format_io world_io = {
     .alloc = world_alloc,
     .release = world_release,
     .lock = world_lock,
-    .unlock = world_lock,
+    .unlock = world_unlock,
     .grace_begin = world_grace_begin,
     .grace_over = world_grace_over,
     .report = world_report,

@@ -22,7 +22,7 @@ enum record_kind {
     RECORD_FLUSH,  /* what was written before is durable */
     RECORD_SIZE,   /* the file's size was set to offset */
     RECORD_TOUCH,  /* the guest begins to change [offset, offset + size) of the disk */
-    RECORD_PROMISE /* a guest's flush has returned: data is a copy of the model */
+    RECORD_PROMISE /* a guest's flush has returned: data is a copy of the model when it began, after `offset` records */
 };
 
 struct record {
@@ -41,6 +41,9 @@ struct world {
     uint64_t calls, fail_at; /* numbers of read, write, flush and grow calls; 0: none fails */
     int fail_code;
     bool fail_for_ever;
+    bool locked[FORMAT_LOCK_COUNT];
+    /* Called by each flush that lets others go on: what happens in it happens at the same time. NULL: nothing. */
+    void (*meanwhile)(struct world *world);
     bool grace_held;   /* grace periods do not end */
     bool small_caches; /* guests have as little memory for tables as there can be */
     uint64_t reports;  /* FORMAT_CORRUPTED */

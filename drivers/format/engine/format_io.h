@@ -40,6 +40,12 @@ enum format_step {
     FORMAT_STEP_COUNT
 };
 
+enum format_lock { /* of one engine; who takes both takes them in this order */
+                   FORMAT_LOCK_FLUSH,
+                   FORMAT_LOCK_TABLES,
+                   FORMAT_LOCK_COUNT
+};
+
 struct format_io {
     int (*read)(void *world, enum format_file file, uint64_t offset, void *buf, size_t size);
     int (*write)(void *world, enum format_file file, uint64_t offset, const void *buf, size_t size);
@@ -56,8 +62,8 @@ struct format_io {
     void (*release)(void *world, void *memory); /* NULL is fine */
     /* The content of this memory is not needed now: the system may have it back. It stays allocated. NULL: nothing. */
     void (*idle)(void *world, void *memory, size_t size);
-    void (*lock)(void *world); /* one lock per engine; held across the calls above */
-    void (*unlock)(void *world);
+    void (*lock)(void *world, enum format_lock which); /* held across the calls above */
+    void (*unlock)(void *world, enum format_lock which);
 
     /* Grace periods: begin() names one, over() says whether all requests that were under way then have
      * ended. A single user begins 0 and all are over. */

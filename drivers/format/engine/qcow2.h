@@ -5,7 +5,7 @@
  *
  * Three kinds of call:
  *   questions  qcow2_lookup(), qcow2_is_clean() and the plain getters: any thread, no wait, no lock.
- *   steps      may wait in io functions; take io->lock themselves; any number at once.
+ *   steps      may wait in io functions; take the locks themselves; any number at once.
  *   plans      qcow2_write_begin() ... data I/O by the caller ... qcow2_write_end().
  *
  * What callers promise: between qcow2_write_begin() and the return of

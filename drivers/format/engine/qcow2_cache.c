@@ -2,6 +2,8 @@
  * The cache of table slices. A slot that is found by number holds the slice
  * with its key until the version changes; slots are taken by a clock hand,
  * clean ones only, and when most are dirty all are written back together.
+ * Slices of refcounts are never given up while the lock is let go of: who
+ * works with them counts on it.
  *
  * A slice that is being read in is `loading`: it belongs to whoever reads it,
  * who does so without the lock, and is neither found by questions nor taken by
@@ -143,7 +145,7 @@ static struct slot *cache_sweep(struct cache *cache)
         struct slot *slot = &cache->slots[cache->hand];
 
         cache->hand = cache->hand + 1 < cache->ready ? cache->hand + 1 : 0;
-        if (slot->dirty || slot->loading)
+        if (slot->dirty || slot->loading || slot->writing)
             continue;
         if (!slot->key)
             return slot;
@@ -156,6 +158,7 @@ static struct slot *cache_sweep(struct cache *cache)
     return NULL;
 }
 
+/* A slot to fill; -EBUSY: write back first. */
 static int cache_take(struct qcow2 *q, struct cache *cache, struct slot **ret)
 {
     struct slot *slot = NULL;
@@ -164,21 +167,8 @@ static int cache_take(struct qcow2 *q, struct cache *cache, struct slot **ret)
         slot = &cache->slots[cache->hand];
     if (!slot)
         slot = cache_fresh(q, cache);
-    if (!slot && cache->dirty > cache->count / 4 * 3) {
-        int result = tables_write_back(q, false);
-
-        if (result < 0)
-            return result;
-    }
-    if (!slot)
+    if (!slot && cache->dirty <= cache->count / 4 * 3)
         slot = cache_sweep(cache);
-    if (!slot) {
-        int result = tables_write_back(q, false);
-
-        if (result < 0)
-            return result;
-        slot = cache_sweep(cache);
-    }
     *ret = slot;
     return slot ? 0 : -EBUSY;
 }
@@ -195,13 +185,13 @@ static void slot_fill(const struct cache *cache, struct slot *slot, const unsign
     slot_end(slot);
 }
 
-/* Somebody else reads the slice in, or has the last slot: our own read only passes the time. */
+/* Somebody else reads the slice in, or others have all slots: our own read only passes the time. */
 static int cache_pass_time(struct qcow2 *q, const struct cache *cache, uint64_t key, unsigned char *buf)
 {
-    q->io->unlock(q->world);
+    tables_unlock(q);
     int result = q->io->read(q->world, FORMAT_FILE_IMAGE, key, buf, cache->slice_size);
 
-    q->io->lock(q->world);
+    tables_lock(q);
     return result;
 }
 
@@ -210,11 +200,11 @@ static int cache_load(struct qcow2 *q, struct cache *cache, uint64_t key, struct
     atomic_fetch_add(&cache->misses, 1);
     cache_enter(cache, slot, key);
     slot->loading = true;
-    q->io->unlock(q->world);
+    tables_unlock(q);
     image_step(q, cache == &q->l2 ? FORMAT_L2_LOAD : FORMAT_REFBLOCK_LOAD);
     int result = q->io->read(q->world, FORMAT_FILE_IMAGE, key, buf, cache->slice_size);
 
-    q->io->lock(q->world);
+    tables_lock(q);
     slot->loading = false;
     if (result < 0)
         cache_forget(cache, slot);
@@ -237,14 +227,12 @@ int cache_get_waiting(struct qcow2 *q, struct cache *cache, uint64_t key, struct
             return 0;
         }
         *waited = true;
-        if (!slot)
-            result = cache_take(q, cache, &slot);
-        else
-            result = -EBUSY;
-        if (result == 0)
-            result = cache_load(q, cache, key, slot, buf);
-        else if (result == -EBUSY)
+        if (slot || (cache_take(q, cache, &slot) < 0 && !cache->dirty))
             result = cache_pass_time(q, cache, key, buf);
+        else if (!slot)
+            result = tables_write_back_waiting(q, false);
+        else
+            result = cache_load(q, cache, key, slot, buf);
         if (result < 0)
             return result;
     }
@@ -256,9 +244,14 @@ int cache_get(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot **
     int result;
 
     if (!slot) {
-        result = cache_take(q, cache, &slot);
-        if (result < 0)
-            return result;
+        if (cache_take(q, cache, &slot) < 0) {
+            result = cache_write_back(q, cache);
+            if (result < 0)
+                return result;
+            result = cache_take(q, cache, &slot);
+            if (result < 0)
+                return result;
+        }
         atomic_fetch_add(&cache->misses, 1);
         image_step(q, cache == &q->l2 ? FORMAT_L2_LOAD : FORMAT_REFBLOCK_LOAD);
         result = q->io->read(q->world, FORMAT_FILE_IMAGE, key, q->staging, cache->slice_size);
@@ -280,7 +273,7 @@ void cache_clean(struct qcow2 *q, struct cache *cache)
         for (uint32_t i = first; i < end; i++) {
             struct slot *slot = &cache->slots[i];
 
-            if (slot->key && !slot->dirty && !slot->loading && !atomic_exchange(&slot->used, 0))
+            if (slot->key && !slot->dirty && !slot->loading && !slot->writing && !atomic_exchange(&slot->used, 0))
                 cache_forget(cache, slot);
             empty += !slot->key;
         }
@@ -309,7 +302,7 @@ static int cache_write_run(struct qcow2 *q, struct cache *cache, struct slot **s
 {
     uint32_t run = 0;
 
-    image_step(q, cache == &q->l2 ? FORMAT_L2_UPDATE : FORMAT_REFBLOCK_UPDATE);
+    image_step(q, FORMAT_REFBLOCK_UPDATE);
     while (run < count && (run + 1) * cache->slice_size <= WRITE_BATCH &&
            slots[run]->key == slots[0]->key + (uint64_t)run * cache->slice_size) {
         memcpy(q->staging + (size_t)run * cache->slice_size, (void *)(uintptr_t)slots[run]->words, cache->slice_size);
@@ -325,22 +318,31 @@ static int cache_write_run(struct qcow2 *q, struct cache *cache, struct slot **s
     return (int)run;
 }
 
-int cache_write_back(struct qcow2 *q, struct cache *cache)
+int cache_list_dirty(struct qcow2 *q, struct cache *cache, struct slot ***ret)
 {
-    uint32_t count = 0, done = 0;
-    int result = 0;
+    uint64_t count = 0, limit = cache->dirty;
+    struct slot **slots = q->io->alloc(q->world, limit * sizeof(*slots));
 
-    if (!cache->dirty)
-        return 0;
-    struct slot **slots = q->io->alloc(q->world, cache->dirty * sizeof(*slots));
-
+    *ret = slots;
     if (!slots)
         return -ENOMEM;
-    for (uint32_t i = 0; i < cache->ready && count < cache->dirty; i++) {
+    for (uint32_t i = 0; i < cache->ready && count < limit; i++) {
         if (cache->slots[i].dirty)
             slots[count++] = &cache->slots[i];
     }
     qsort(slots, count, sizeof(*slots), slot_compare);
+    return 0;
+}
+
+int cache_write_back(struct qcow2 *q, struct cache *cache)
+{
+    uint32_t count = (uint32_t)cache->dirty, done = 0;
+    struct slot **slots;
+
+    if (!count)
+        return 0;
+    int result = cache_list_dirty(q, cache, &slots);
+
     while (done < count && result >= 0) {
         result = cache_write_run(q, cache, slots + done, count - done);
         if (result > 0)

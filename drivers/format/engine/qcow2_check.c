@@ -205,7 +205,7 @@ int qcow2_check(struct qcow2 *q, bool repair, struct qcow2_check_result *ret)
     *ret = (struct qcow2_check_result){0};
     if (q->settings.read_only)
         return -EPERM;
-    q->io->lock(q->world);
+    tables_lock(q);
     check.clusters =
         qcow2_align_up(q->io->size(q->world, FORMAT_FILE_IMAGE), q->geometry.cluster_size) >> q->geometry.cluster_bits;
     check.counts = q->io->alloc(q->world, (check.clusters + 1) * sizeof(*check.counts));
@@ -225,6 +225,6 @@ int qcow2_check(struct qcow2 *q, bool repair, struct qcow2_check_result *ret)
     }
     q->io->release(q->world, check.counts);
     q->io->release(q->world, check.buf);
-    q->io->unlock(q->world);
+    tables_unlock(q);
     return result;
 }

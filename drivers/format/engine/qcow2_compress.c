@@ -72,7 +72,7 @@ static int compressed_entry(struct qcow2 *q, uint64_t offset, uint64_t *ret)
 {
     struct l2_place place;
 
-    q->io->lock(q->world);
+    tables_lock(q);
     int result = l2_get(q, offset, &place);
 
     if (result == 0 && !place.slot)
@@ -81,7 +81,7 @@ static int compressed_entry(struct qcow2 *q, uint64_t offset, uint64_t *ret)
         *ret = l2_entry_get(q, place.slot, place.index).entry;
         result = *ret & QCOW2_COMPRESSED ? 0 : -EAGAIN;
     }
-    q->io->unlock(q->world);
+    tables_unlock(q);
     return result;
 }
 

@@ -35,7 +35,7 @@ int freed_reserve(struct qcow2 *q, size_t more)
 int freed_add(struct qcow2 *q, uint64_t offset, uint64_t length, bool discard)
 {
     struct freed_list *list = &q->freed;
-    struct freed *last = list->count > list->durable ? &list->items[list->count - 1] : NULL;
+    struct freed *last = list->removed + list->count > list->sealed ? &list->items[list->count - 1] : NULL;
 
     atomic_fetch_add(&q->counters.quarantine, length);
     if (last && last->offset + last->length == offset && last->discard == discard) {
@@ -49,9 +49,18 @@ int freed_add(struct qcow2 *q, uint64_t offset, uint64_t length, bool discard)
     return result;
 }
 
-void freed_durable(struct qcow2 *q)
+uint64_t freed_seal(struct qcow2 *q)
 {
-    q->freed.durable = q->freed.count;
+    q->freed.sealed = q->freed.removed + q->freed.count;
+    return q->freed.sealed;
+}
+
+void freed_durable(struct qcow2 *q, uint64_t end)
+{
+    struct freed_list *list = &q->freed;
+
+    if (end > list->removed + list->durable)
+        list->durable = (size_t)(end - list->removed);
 }
 
 /* Lowers one; what fails stays allocated, which is a leak and no more. */
@@ -87,6 +96,7 @@ void freed_reap(struct qcow2 *q)
         for (size_t i = 0; i < waiting; i++)
             freed_lower(q, &list->items[i]);
         list->count -= waiting;
+        list->removed += waiting;
         list->durable -= waiting;
         list->waiting = 0;
         memmove(list->items, list->items + waiting, list->count * sizeof(*list->items));

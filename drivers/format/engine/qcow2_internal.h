@@ -1,8 +1,10 @@
 /*
  * What the files of the qcow2 engine share.
  *
- * One lock (io->lock) guards everything that changes, and is held across the
- * I/O of metadata. Questions are answered without it: they read the L1 array,
+ * The lock of the tables guards everything that changes, and is held across the
+ * I/O of metadata, but not across that of L2 tables and flushes: write-back
+ * (qcow2_flush.c) copies what is to be written and lets go. Write-backs exclude
+ * each other by the lock of flushes, which is taken first. Questions are answered without it: they read the L1 array,
  * the slot that holds the slice of the L2 table, and its words, all of them
  * atomic; a slot's version is odd while its content changes and differs
  * afterwards, so that a reader who saw a mixture knows. Slots and L1 arrays
@@ -73,6 +75,7 @@ struct slot {
     uint32_t hash_next;         /* slot number + 1 */
     _Atomic uint32_t *backlink; /* where questions find it: holds its number + 1; or NULL */
     bool dirty, loading;
+    bool writing; /* a copy is on its way to the file: the slot must not be given away */
 };
 
 #define CACHE_CHUNK 64u /* slots that get memory together */
@@ -110,6 +113,8 @@ struct freed_list { /* in order of freeing */
     size_t durable; /* of these, the references are gone on disk as well */
     size_t waiting; /* of these, a grace period is under way */
     uint64_t grace;
+    uint64_t removed; /* how many have left the list: items have numbers */
+    uint64_t sealed;  /* number of the first that may still grow */
 };
 
 /* Host clusters that hold metadata: what guest data must never hit. */
@@ -153,7 +158,8 @@ struct qcow2 {
     _Atomic bool needs_flush, corrupted;
     bool backed, lazy;
     unsigned char *staging;         /* a cluster, and at least 64 KiB: under the lock */
-    _Atomic uint64_t flush_started; /* flushes of guests */
+    _Atomic uint64_t flushes_begun; /* write-backs that make everything durable, by number */
+    uint64_t flush_ended;           /* the last that went well; under the lock of flushes */
     struct qcow2_counters {
         _Atomic uint64_t metadata_writes, flushes, quarantine; /* the last in bytes */
     } counters;
@@ -189,6 +195,26 @@ static inline enum format_file qcow2_data_file(const struct qcow2 *q)
     return qcow2_has_data_file(q) ? FORMAT_FILE_DATA : FORMAT_FILE_IMAGE;
 }
 
+static inline void tables_lock(const struct qcow2 *q)
+{
+    q->io->lock(q->world, FORMAT_LOCK_TABLES);
+}
+
+static inline void tables_unlock(const struct qcow2 *q)
+{
+    q->io->unlock(q->world, FORMAT_LOCK_TABLES);
+}
+
+static inline void flush_lock(const struct qcow2 *q)
+{
+    q->io->lock(q->world, FORMAT_LOCK_FLUSH);
+}
+
+static inline void flush_unlock(const struct qcow2 *q)
+{
+    q->io->unlock(q->world, FORMAT_LOCK_FLUSH);
+}
+
 /* qcow2_header.c */
 int header_read(struct qcow2 *q, char text[256]);
 int header_write(struct qcow2 *q); /* the fields that change, in one sector; no flush */
@@ -219,12 +245,16 @@ void slot_begin(struct slot *slot); /* around changes of words that questions ma
 void slot_end(struct slot *slot);
 /* Empties slots that nobody asked for since the last call; whole chunks of them give their memory back. */
 void cache_clean(struct qcow2 *q, struct cache *cache);
-/* Writes all dirty slices; stops at the first error, what is not written stays dirty. */
+/* Writes all dirty slices, of refcounts; stops at the first error, what is not written stays dirty. */
 int cache_write_back(struct qcow2 *q, struct cache *cache);
+/* The dirty slots in order of their place in the file; the caller frees the list. Their number is cache->dirty. */
+int cache_list_dirty(struct qcow2 *q, struct cache *cache, struct slot ***ret);
 
 /* qcow2_flush.c: under the lock. */
-/* Refcounts, flush, tables; durable: and flush. */
+/* Refcounts, flush, tables; durable: and flush. Under both locks; lets go of the tables' meanwhile. */
 int tables_write_back(struct qcow2 *q, bool durable);
+/* The same under the lock of the tables alone. */
+int tables_write_back_waiting(struct qcow2 *q, bool durable);
 int image_write(struct qcow2 *q, uint64_t offset, const void *buf, size_t size); /* metadata; counted */
 int image_flush(struct qcow2 *q);
 
@@ -254,7 +284,8 @@ int reftable_reach(struct qcow2 *q, uint64_t block);
 /* qcow2_freed.c: under the lock. */
 int freed_add(struct qcow2 *q, uint64_t offset, uint64_t length, bool discard);
 int freed_reserve(struct qcow2 *q, size_t more); /* room for so many freed_add() that cannot fail then */
-void freed_durable(struct qcow2 *q);             /* all references that were gone by now are gone on disk */
+uint64_t freed_seal(struct qcow2 *q);            /* the number of the next that is freed */
+void freed_durable(struct qcow2 *q, uint64_t end); /* the references of all with smaller numbers are gone on disk */
 void freed_reap(struct qcow2 *q);                /* lowers what is due */
 
 /* qcow2_overlap.c */
@@ -282,7 +313,6 @@ int l2_get_writable(struct qcow2 *q, uint64_t offset, struct l2_place *ret);
 struct l2_entry l2_entry_get(const struct qcow2 *q, const struct slot *slot, uint32_t index);
 /* Between slot_begin() and slot_end(). */
 void l2_entry_set(struct qcow2 *q, struct slot *slot, uint32_t index, struct l2_entry value);
-int l1_write_back(struct qcow2 *q);
 void l1_set(struct qcow2 *q, uint32_t index, uint64_t value);
 struct l1_table *l1_alloc(struct qcow2 *q, uint32_t count);
 uint64_t l2_bytes(const struct qcow2 *q); /* guest bytes of one L2 table */

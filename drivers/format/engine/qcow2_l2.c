@@ -318,36 +318,14 @@ int qcow2_load(struct qcow2 *q, uint64_t offset, uint64_t length, struct mapping
     struct l2_place place;
     int result;
 
-    q->io->lock(q->world);
+    tables_lock(q);
     do {
         result = l2_get(q, offset, &place);
         if (result == 0)
             result = qcow2_lookup(q, offset, length, ret);
     } while (result == -EAGAIN);
-    q->io->unlock(q->world);
+    tables_unlock(q);
     return result;
-}
-
-int l1_write_back(struct qcow2 *q)
-{
-    uint32_t sectors = (q->l1->count + 63) / 64;
-
-    for (uint32_t sector = 0; sector < sectors; sector++) {
-        uint64_t words[64];
-        uint32_t count = q->l1->count - sector * 64 < 64 ? q->l1->count - sector * 64 : 64;
-
-        if (!q->l1_dirty[sector])
-            continue;
-        for (uint32_t i = 0; i < count; i++)
-            words[i] = htobe64(q->l1->entries[sector * 64 + i].offset);
-        image_step(q, FORMAT_L1_UPDATE);
-        int result = image_write(q, q->header.l1_offset + (uint64_t)sector * 512, words, count * 8);
-
-        if (result < 0)
-            return result;
-        q->l1_dirty[sector] = 0;
-    }
-    return 0;
 }
 
 void entry_free(struct qcow2 *q, struct l2_entry entry, bool discard)

@@ -250,10 +250,10 @@ void qcow2_set_backing(struct qcow2 *q, bool backed)
 
 void qcow2_clean_cache(struct qcow2 *q)
 {
-    q->io->lock(q->world);
+    tables_lock(q);
     cache_clean(q, &q->l2);
     cache_clean(q, &q->refcounts);
-    q->io->unlock(q->world);
+    tables_unlock(q);
 }
 
 bool qcow2_is_corrupted(const struct qcow2 *q)

@@ -110,7 +110,7 @@ static int pack_begin(struct qcow2 *q, uint64_t size, uint64_t *host)
 {
     uint32_t shift = 62 - (q->geometry.cluster_bits - 8);
 
-    q->io->lock(q->world);
+    tables_lock(q);
     int result = q->corrupted ? -EIO : pack_alloc(q, size, host);
 
     /* The descriptor cannot name places that far away. */
@@ -118,7 +118,7 @@ static int pack_begin(struct qcow2 *q, uint64_t size, uint64_t *host)
         clusters_give_back(q, *host, pack_clusters(q, *host, size));
         result = -E2BIG;
     }
-    q->io->unlock(q->world);
+    tables_unlock(q);
     return result;
 }
 
@@ -156,12 +156,12 @@ int qcow2_write_compressed(struct qcow2 *q, uint64_t offset, const void *data)
         result = pack_begin(q, packing.size, &host);
     if (result == 0) {
         result = q->io->write(q->world, FORMAT_FILE_IMAGE, host, packing.to, packing.size);
-        q->io->lock(q->world);
+        tables_lock(q);
         if (result == 0)
             result = pack_link(q, offset, host, packing.size);
         if (result < 0)
             clusters_give_back(q, host, pack_clusters(q, host, packing.size));
-        q->io->unlock(q->world);
+        tables_unlock(q);
     }
     q->io->release(q->world, packing.to);
     return result;

@@ -162,12 +162,12 @@ int qcow2_write_begin(struct qcow2 *q, uint64_t offset, uint64_t length, struct 
 
     *ret = (struct write_plan){.guest = offset, .length = length, .file = qcow2_data_file(q)};
     ret->cluster = qcow2_align_down(offset, q->geometry.cluster_size);
-    q->io->lock(q->world);
+    tables_lock(q);
     int result = l2_get_writable(q, offset, &place);
 
     if (result == 0)
         result = plan_make(q, &place, ret);
-    q->io->unlock(q->world);
+    tables_unlock(q);
     return result;
 }
 
@@ -214,12 +214,12 @@ int qcow2_write_end(struct qcow2 *q, const struct write_plan *plan, int result)
 
     if (!plan->links)
         return result;
-    q->io->lock(q->world);
+    tables_lock(q);
     /* A plan never leaves its slice: all or nothing. */
     if (result == 0)
         result = plan_link(q, plan, guest, plan->guest + plan->length + plan->tail);
     if (result < 0 && plan->count)
         clusters_give_back(q, plan->host_cluster, plan->count);
-    q->io->unlock(q->world);
+    tables_unlock(q);
     return result;
 }

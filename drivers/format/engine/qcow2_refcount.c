@@ -4,8 +4,8 @@
  */
 #include "drivers/format/engine/qcow2_internal.h"
 
-#define GROW_MIN (UINT64_C(1) << 20)
-#define GROW_MAX (UINT64_C(256) << 20)
+#define GROW_MIN (UINT64_C(4) << 20)
+#define GROW_MAX (UINT64_C(64) << 20)
 
 static uint64_t block_load(const struct qcow2 *q, const unsigned char *bytes, uint64_t index)
 {

@@ -109,7 +109,8 @@ int qcow2_resize(struct qcow2 *q, uint64_t size)
     /* What lies behind the new end must not come back when the disk grows again. */
     if (from < old)
         result = zero_forget(q, from, old - from);
-    q->io->lock(q->world);
+    flush_lock(q);
+    tables_lock(q);
     if (q->corrupted)
         result = -EIO;
     if (result == 0 && size < old)
@@ -118,6 +119,7 @@ int qcow2_resize(struct qcow2 *q, uint64_t size)
         result = l1_grow(q, entries);
     if (result == 0)
         result = size_write(q, size);
-    q->io->unlock(q->world);
+    tables_unlock(q);
+    flush_unlock(q);
     return result;
 }

@@ -47,7 +47,7 @@ void qcow2_change_commit(struct qcow2 *q, struct qcow2_change *change)
 {
     bool read_only = q->settings.read_only;
 
-    q->io->lock(q->world);
+    tables_lock(q);
     q->settings = change->settings;
     q->settings.read_only = read_only;
     q->lazy = settings_lazy(q);
@@ -55,7 +55,7 @@ void qcow2_change_commit(struct qcow2 *q, struct qcow2_change *change)
         cache_move(q, &q->l2, &change->l2);
         cache_move(q, &q->refcounts, &change->refcounts);
     }
-    q->io->unlock(q->world);
+    tables_unlock(q);
     q->io->release(q->world, change);
 }
 

@@ -121,11 +121,11 @@ static int zero_range(struct qcow2 *q, uint64_t offset, uint64_t length, enum ze
     int result = 0;
 
     while (result == 0 && offset < end) {
-        q->io->lock(q->world);
+        tables_lock(q);
         result = q->corrupted ? -EIO : zero_slice(q, offset, end, mode, &offset);
         if (result == 0 && q->freed.count - q->freed.durable > FREED_MANY)
-            result = tables_write_back(q, true);
-        q->io->unlock(q->world);
+            result = tables_write_back_waiting(q, true);
+        tables_unlock(q);
     }
     return result;
 }
