@@ -27,7 +27,8 @@ struct power_copy {
 struct power_op {
     struct ring_op op, *outer;
     uint64_t number;        /* fsyncs: in order of beginning */
-    struct power_copy copy; /* fsyncs: the file when it began */
+    struct power_copy copy; /* fsyncs: the file when it began, and what durable writes put there since */
+    struct power_op *next;  /* fsyncs under way */
     uint64_t offset;        /* writes */
 };
 
@@ -37,6 +38,7 @@ static struct power {
     ino_t inode;
     struct power_copy durable;
     uint64_t begun, ended; /* fsyncs; the last that counts */
+    struct power_op *syncs;
     const struct ring_ops *inner;
     struct ring_ops ops;
 } power;
@@ -64,7 +66,11 @@ static void power_synced(struct ring_op *op, int result)
 {
     struct power_op *sync = container_of(op, struct power_op, op);
     struct ring_op *outer = sync->outer;
+    struct power_op **link = &power.syncs;
 
+    while (*link != sync)
+        link = &(*link)->next;
+    *link = sync->next;
     if (result == 0 && sync->number > power.ended) {
         struct power_copy old = power.durable;
 
@@ -84,24 +90,34 @@ static void power_fsync(struct ring *ring, struct ring_op *op, int fd, bool data
 
         *sync =
             (struct power_op){.op.complete = power_synced, .outer = op, .number = ++power.begun, .copy = power_read()};
+        sync->next = power.syncs;
+        power.syncs = sync;
         op = &sync->op;
     }
     power.inner->fsync(ring, op, fd, data_only);
+}
+
+/* The copy has what the file has in [offset, end). */
+static void power_renew(struct power_copy *copy, uint64_t offset, uint64_t end)
+{
+    if (end > copy->size) {
+        copy->bytes = memory_grow(copy->bytes, end, 1);
+        memset(copy->bytes + copy->size, 0, end - copy->size);
+        copy->size = end;
+    }
+    ENSURE(pread(power.fd, copy->bytes + offset, end - offset, (off_t)offset) == (ssize_t)(end - offset));
 }
 
 static void power_written(struct ring_op *op, int result)
 {
     struct power_op *write = container_of(op, struct power_op, op);
     struct ring_op *outer = write->outer;
-    uint64_t end = result > 0 ? write->offset + (uint64_t)result : 0;
 
-    if (end > power.durable.size) {
-        power.durable.bytes = memory_grow(power.durable.bytes, end, 1);
-        memset(power.durable.bytes + power.durable.size, 0, end - power.durable.size);
-        power.durable.size = end;
+    if (result > 0) {
+        power_renew(&power.durable, write->offset, write->offset + (uint64_t)result);
+        for (struct power_op *sync = power.syncs; sync; sync = sync->next)
+            power_renew(&sync->copy, write->offset, write->offset + (uint64_t)result);
     }
-    if (end)
-        ENSURE(pread(power.fd, power.durable.bytes + write->offset, (size_t)result, (off_t)write->offset) == result);
     free(write);
     outer->complete(outer, result);
 }
