@@ -11,7 +11,8 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WALK = os.path.join(ROOT, "build/bench/walk")
 REQUESTS = 20000
-STACKS = [("raw", 0), ("raw", 1), ("raw", 4), ("raw", 10), ("delay", 1), ("delay", 4), ("delay", 10)]
+STACKS = [("raw", 0)] + [(kind, layers) for kind in ("raw", "delay", "throttle", "blkdebug", "copy-on-read", "mixed")
+                         for layers in (1, 4, 10)]
 
 
 def instructions(kind, layers):
@@ -33,12 +34,12 @@ def measure():
         print("no valgrind: instructions are not counted")
         return {}
     counts = {}
-    print(f"\n{'layers':8} {'count':>6} {'instructions/request':>22} {'/layer':>8}")
+    print(f"\n{'layers':12} {'count':>6} {'instructions/request':>22} {'/layer':>8}")
     for kind, layers in STACKS:
         count = counts[f"{kind} {layers}"] = instructions(kind, layers)
         bare = counts[f"{STACKS[0][0]} 0"]
         share = f"{(count - bare) / layers:8.1f}" if layers else ""
-        print(f"{kind if layers else 'none':8} {layers:6} {count:22.1f} {share}", flush=True)
+        print(f"{kind if layers else 'none':12} {layers:6} {count:22.1f} {share}", flush=True)
     return counts
 
 

@@ -1,7 +1,8 @@
 /*
  * What the walk of a request costs by itself: reads of a null disk, with no
- * socket and no ring, through stacks of layers that pass them on. `raw` moves
- * the offset, `delay` without a delay is a filter that lets all pass.
+ * socket and no ring, through stacks of layers that pass them on: `raw` moves
+ * the offset, the others are filters with nothing to do. `mixed` is one of each
+ * in turn.
  *
  *   walk                         ns per request and per layer: the least of many short rounds, in CPU time
  *   walk KIND LAYERS REQUESTS    only walks, for a count of instructions: scripts/bench_walk.py
@@ -18,6 +19,7 @@
 #include "core/error.h"
 #include "core/loop.h"
 #include "core/memory.h"
+#include "drivers/filter/throttle_group.h"
 #include "generated/options.h"
 
 #define WALK_LAYERS_MAX 16u
@@ -25,6 +27,7 @@
 #define WALK_SCRATCH 512u
 #define WALK_BYTES 4096u
 #define WALK_DISK (1u << 30)
+#define WALK_GROUP "group"
 #define WALK_ROUNDS 200u
 #define WALK_ROUND 20000u       /* requests: some hundred microseconds, so that most rounds are not disturbed */
 
@@ -86,8 +89,7 @@ void walk_requests(uint64_t count)
 /* The graph. */
 
 struct walk_stack {
-    const char *kind;
-    unsigned layers;
+    unsigned kind, layers;
     bool done;
 };
 
@@ -101,15 +103,33 @@ static void add_node(struct change *change, const char *name, struct node_option
     check(node_add(change, &options, &node, &err), &err);
 }
 
-static void add_layer(struct change *change, const char *kind, const char *name, const char *below)
+enum { KIND_RAW, KIND_DELAY, KIND_THROTTLE, KIND_BLKDEBUG, KIND_COPY_ON_READ, KIND_MIXED, KINDS };
+
+static const char *const kinds[KINDS] = {"raw", "delay", "throttle", "blkdebug", "copy-on-read", "mixed"};
+
+/* KINDS if there is none of that name. */
+static unsigned kind_of(const char *name)
+{
+    unsigned kind = 0;
+
+    while (kind < KINDS && strcmp(kinds[kind], name) != 0)
+        kind++;
+    return kind;
+}
+
+static void add_layer(struct change *change, unsigned kind, const char *name, const char *below)
 {
     struct node_ref file = {.name = (char *)(uintptr_t)below};
+    const struct node_options layers[KINDS] = {
+        [KIND_RAW] = {.driver = NODE_DRIVER_RAW, .u.raw = {.file = &file, .offset = 4096}},
+        [KIND_DELAY] = {.driver = NODE_DRIVER_DELAY, .u.delay = {.file = &file}},
+        [KIND_THROTTLE] = {.driver = NODE_DRIVER_THROTTLE,
+                           .u.throttle = {.throttle_group = (char *)(uintptr_t)WALK_GROUP, .file = &file}},
+        [KIND_BLKDEBUG] = {.driver = NODE_DRIVER_BLKDEBUG, .u.blkdebug = {.image = &file}},
+        [KIND_COPY_ON_READ] = {.driver = NODE_DRIVER_COPY_ON_READ, .u.copy_on_read = {.file = &file}},
+    };
 
-    if (strcmp(kind, "raw") == 0)
-        add_node(change, name,
-                 (struct node_options){.driver = NODE_DRIVER_RAW, .u.raw = {.file = &file, .offset = 4096}});
-    else
-        add_node(change, name, (struct node_options){.driver = NODE_DRIVER_DELAY, .u.delay = {.file = &file}});
+    add_node(change, name, layers[kind]);
 }
 
 static void stack_build(void *arg)
@@ -122,7 +142,7 @@ static void stack_build(void *arg)
     add_node(change, "disk", (struct node_options){.driver = NODE_DRIVER_NULL_CO, .u.null_co = {.size = WALK_DISK}});
     for (unsigned i = 1; i <= stack->layers; i++) {
         snprintf(names[i], sizeof(names[i]), "layer%u", i);
-        add_layer(change, stack->kind, names[i], names[i - 1]);
+        add_layer(change, stack->kind == KIND_MIXED ? i % KIND_MIXED : stack->kind, names[i], names[i - 1]);
     }
     consumer_init(&consumer, &walk_ops, NULL, (struct permission){.taken = PERM_READ | PERM_WRITE, .shared = PERM_ALL});
     check(consumer_attach(change, &consumer, names[stack->layers], &err), &err);
@@ -158,11 +178,13 @@ static void in_coroutine(void (*entry)(void *arg), struct walk_stack *stack)
 
 static void prepare(void)
 {
+    static const struct throttle_group_options no_limits;
     AUTO_ERROR struct error err = {0};
 
     loop_set_ring(LOOP_RING_THREADS);
     check(loop_create(&loop, "main", NULL, &err), &err);
     loop_set_current(loop);
+    check(throttle_group_add(WALK_GROUP, &no_limits, &err), &err);
     for (unsigned i = 0; i < WALK_SLOTS; i++)
         slots[i].req = (struct request){.done = walk_done, .buffer_index = UINT32_MAX, .scratch_size = WALK_SCRATCH};
 }
@@ -177,7 +199,7 @@ static double cpu_ns(void)
     return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
 }
 
-static double measure(const char *kind, unsigned layers)
+static double measure(unsigned kind, unsigned layers)
 {
     struct walk_stack stack = {.kind = kind, .layers = layers};
     double least = 1e9;
@@ -196,18 +218,17 @@ static double measure(const char *kind, unsigned layers)
 
 static void table(void)
 {
-    static const char *const kinds[] = {"raw", "delay"};
     static const unsigned layers[] = {1, 4, 10};
-    double bare = measure("raw", 0);
+    double bare = measure(KIND_RAW, 0);
 
-    printf("%-8s %6s %12s %10s\n", "layers", "count", "ns/request", "ns/layer");
-    printf("%-8s %6u %12.1f %10s  bar %.0f: %s\n", "none", 0u, bare, "", BAR_REQUEST,
+    printf("%-12s %6s %12s %10s\n", "layers", "count", "ns/request", "ns/layer");
+    printf("%-12s %6u %12.1f %10s  bar %.0f: %s\n", "none", 0u, bare, "", BAR_REQUEST,
            bare <= BAR_REQUEST ? "met" : "NOT MET");
-    for (unsigned k = 0; k < array_size(kinds); k++) {
+    for (unsigned k = 0; k < KINDS; k++) {
         for (unsigned l = 0; l < array_size(layers); l++) {
-            double ns = measure(kinds[k], layers[l]), layer = (ns - bare) / layers[l];
+            double ns = measure(k, layers[l]), layer = (ns - bare) / layers[l];
 
-            printf("%-8s %6u %12.1f %10.1f  bar %.0f: %s\n", kinds[k], layers[l], ns, layer, BAR_LAYER,
+            printf("%-12s %6u %12.1f %10.1f  bar %.0f: %s\n", kinds[k], layers[l], ns, layer, BAR_LAYER,
                    layer <= BAR_LAYER ? "met" : "NOT MET");
         }
     }
@@ -216,18 +237,18 @@ static void table(void)
 int main(int argc, char **argv)
 {
     if (argc != 1 && argc != 4) {
-        fprintf(stderr, "usage: walk [raw|delay LAYERS REQUESTS]\n");
+        fprintf(stderr, "usage: walk [KIND LAYERS REQUESTS]\n");
         return 2;
     }
     prepare();
     if (argc == 1) {
         table();
     } else {
-        struct walk_stack stack = {.kind = argv[1], .layers = (unsigned)strtoul(argv[2], NULL, 10)};
+        struct walk_stack stack = {.kind = kind_of(argv[1]), .layers = (unsigned)strtoul(argv[2], NULL, 10)};
         uint64_t count = strtoull(argv[3], NULL, 10);
 
-        if (stack.layers > WALK_LAYERS_MAX || (strcmp(stack.kind, "raw") && strcmp(stack.kind, "delay"))) {
-            fprintf(stderr, "walk: at most %u layers of raw or delay\n", WALK_LAYERS_MAX);
+        if (stack.layers > WALK_LAYERS_MAX || stack.kind == KINDS) {
+            fprintf(stderr, "walk: at most %u layers, of a kind in the table\n", WALK_LAYERS_MAX);
             return 2;
         }
         in_coroutine(stack_build, &stack);
