@@ -138,8 +138,9 @@ class Quorum(Filters):
 
     def test_verify(self):
         self.file("plain", SIZE)
-        daemon = self.daemon({"driver": "blkverify", "node-name": "disk", "discard": "unmap", "test": self.child(0), "raw": {
-            "driver": "file", "node-name": "right", "filename": "plain", "discard": "unmap"}})
+        right = {"driver": "file", "node-name": "right", "filename": "plain", "discard": "unmap"}
+        daemon = self.daemon({"driver": "blkverify", "node-name": "disk", "discard": "unmap", "test": self.child(0),
+                              "raw": right})
         client, model = self.client(), bytearray(SIZE)
         self.load(client, model, 150, 4)
         with open(self.path("plain"), "r+b") as plain:
