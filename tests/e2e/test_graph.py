@@ -170,6 +170,111 @@ class UnderLoad(Graph):
         self.check(*(name + ".qcow2" for name in names))
 
 
+class Quorum(Graph):
+    """A disk on three images: children come and go, and a snapshot of the whole is one of each."""
+
+    def begin_quorum(self):
+        """throttle over blkdebug over quorum over three qcow2 over three files."""
+        for name in ("c0", "c1", "c2"):
+            self.image(name + ".qcow2")
+        self.begin(*(self.qcow2(name) for name in ("c0", "c1", "c2")),
+                   {"driver": "quorum", "node-name": "q", "vote-threshold": 2, "discard": "unmap",
+                    "children": ["c0", "c1", "c2"]}, base="q")
+        self.call("object-add", qom_type="throttle-group", id="g", limits={"iops-total": 1000000})
+        self.call("source-push", source="disk", filter={"driver": "blkdebug", "node-name": "crypto"})
+        self.call("source-push", source="disk",
+                  filter={"driver": "throttle", "throttle-group": "g", "node-name": "brake"})
+
+    def children(self):
+        graph = self.call("query-block-graph")
+        names = {node["id"]: node["name"] for node in graph["nodes"]}
+        return {edge["name"]: names[edge["child"]] for edge in graph["edges"] if names[edge["parent"]] == "q"}
+
+    def same(self, *names):
+        for name in names[1:]:
+            result = subprocess.run(["qemu-img", "compare", names[0], name], cwd=self.folder, capture_output=True,
+                                    text=True, timeout=programs.PATIENCE, check=False)
+            self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+
+    def test_children(self):
+        """One is taken out, and a copy of another takes its place; names stay, and gaps."""
+        self.begin_quorum()
+        for number in range(min(ROUNDS, 30)):
+            place = f"children.{number % 3}"
+            with self.load() as load:
+                load.wait_for(20)
+                out = self.children()[place]
+                self.call("x-blockdev-change", parent="q", child=place, node=None)
+                self.assertEqual(sorted(self.children()), [f"children.{i}" for i in range(3) if i != number % 3])
+                load.wait_for(20)
+            # What it missed it is given, while nobody writes.
+            rest = next(iter(self.children().values()))
+            self.call("blockdev-del", node_name=out)
+            subprocess.run(["qemu-img", "convert", "-U", "-O", "qcow2", rest + ".qcow2", out + ".qcow2"],
+                           cwd=self.folder, check=True, timeout=programs.PATIENCE)
+            self.call("blockdev-add", **self.qcow2(out))
+            self.call("x-blockdev-change", parent="q", child=place, node=out)
+            self.assertEqual(self.children(), {f"children.{i}": f"c{i}" for i in range(3)})
+            with self.load() as load:
+                load.wait_for(20)
+        # The order is set by reopening, together with another node's options.
+        self.call("blockdev-reopen", options=[
+            {"driver": "quorum", "node-name": "q", "vote-threshold": 1, "read-pattern": "fifo", "discard": "unmap",
+             "children": ["c2", None, "c0"]}, self.qcow2("c1", **{"cache-size": 65536})])
+        self.assertEqual(self.children(), {"children.0": "c2", "children.2": "c0"})
+        options, = self.call("query-node-options", node_name="q")
+        self.assertEqual(options["children"], ["c2", None, "c0"])
+        self.refused("vote-threshold", "blockdev-reopen", options=[
+            {"driver": "quorum", "node-name": "q", "vote-threshold": 3, "children": ["c2", None, "c0"]}])
+        self.finish()
+        self.check("c0.qcow2", "c1.qcow2", "c2.qcow2")
+        self.same("c0.qcow2", "c2.qcow2")
+
+    def test_snapshot(self):
+        self.begin_quorum()
+        for name in ("o0", "o1", "o2"):
+            self.image(name + ".qcow2")
+            self.call("blockdev-add", **self.qcow2(name, backing=None))
+        stack = ["brake", "crypto", "q"]
+        self.assertEqual(self.call("resolve", source="disk")["layers"], ["c0", "c1", "c2"])
+        with self.load() as load:
+            load.wait_for(50)
+            snapshot = {"command": "blockdev-snapshot", "node": "disk"}
+            self.refused("needs 3 overlays, but 1 are given", **snapshot, overlay="o0")
+            self.refused("is already in use", **snapshot, overlays=["o0", "o1", "o0"])
+            self.refused("Cannot find device", **snapshot, overlays=["o0", "o1", "none"])
+            self.full_disk()
+            load.wait_for(20)
+            self.call("blockdev-snapshot", node="disk", overlays=["o0", "o1", "o2"])
+            self.assertEqual(self.call("query-sources")[0]["nodes"], stack)
+            self.assertEqual(self.children(), {f"children.{i}": f"o{i}" for i in range(3)})
+            load.wait_for(50)
+        self.finish()
+        for number in range(3):
+            subprocess.run(["qemu-img", "rebase", "-u", "-b", f"c{number}.qcow2", "-F", "qcow2", f"o{number}.qcow2"],
+                           cwd=self.folder, check=True, timeout=programs.PATIENCE)
+        self.check(*(f"{kind}{number}.qcow2" for kind in "co" for number in range(3)))
+        self.same("o0.qcow2", "o1.qcow2", "o2.qcow2")
+        self.same("c0.qcow2", "c1.qcow2", "c2.qcow2")
+
+    def full_disk(self):
+        """The files of three overlays in one transaction, of which the last has no room: nothing stays."""
+        os.mkdir(self.path("full"))
+        text = "No space left on device"
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", self.path("full")], capture_output=True,
+                          check=False).returncode == 0:
+            self.addCleanup(subprocess.run, ["umount", "-l", self.path("full")], check=False)
+        else:
+            text = "Permission denied"
+            os.chmod(self.path("full"), 0)
+        actions = [{"type": "blockdev-snapshot-sync",
+                    "data": {"node-name": f"c{i}", "snapshot-file": name, "snapshot-node-name": f"n{i}"}}
+                   for i, name in enumerate(("n0", "n1", "full/n2"))]
+        self.refused(text, "transaction", actions=actions)
+        if text.startswith("No space"):
+            self.assertEqual(os.listdir(self.path("full")), [])
+
+
 class Together(Graph):
     """Several management clients at once, each with changes of its own, and none of them waits for the others."""
 
