@@ -324,8 +324,9 @@ int loop_start_thread(struct loop *loop, struct error *err)
     sigset_t all, old;
 
     sem_init(&start.running, 0, 0);
-    /* Signals are the main loop's. */
+    /* Signals are the main loop's, but for those that a thread raises by what it does. */
     sigfillset(&all);
+    sigdelset(&all, SIGBUS);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int result = pthread_create(&loop->thread, NULL, loop_thread_main, &start);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -61,7 +61,9 @@ static bool pool_start_thread(void)
     pthread_t thread;
     sigset_t all, old;
 
+    /* As in loop_start_thread(). */
     sigfillset(&all);
+    sigdelset(&all, SIGBUS);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);

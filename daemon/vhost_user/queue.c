@@ -158,7 +158,7 @@ static bool queue_arm(struct poller *poller)
 {
     struct vhost_queue *queue = container_of(poller, struct vhost_queue, poller);
 
-    queue->armed = queue->ring.ops->arm(queue);
+    queue->armed = queue->ring.ops->arm(queue) && !atomic_load_explicit(queue->memory->lost, memory_order_relaxed);
     if (!queue->armed)
         queue->ring.ops->disarm(queue);
     return queue->armed;
