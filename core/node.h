@@ -106,7 +106,8 @@ int node_release(struct change *change, struct node *node, struct error *err);
  * absent has its default again. Children that differ are attached, replaced
  * and detached; implicit children are reopened with what is defined for them
  * here, or go. State is kept where the driver can (driver->reopen), else the
- * driver closes and opens anew, all while the change has its users drained. Errors:
+ * driver closes and opens anew, all while the change has its users drained; then
+ * a damaged node is as good as what is found. Errors:
  * "Cannot change the option 'x'" for what never changes, frozen edges, what
  * the driver says. Main loop coroutine.
  */

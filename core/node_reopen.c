@@ -141,7 +141,8 @@ static int settle_finish(struct node_reopening *reopening, struct error *err)
     struct edge self = {.child = node};
     int result = 0;
 
-    if (node->flags & NODE_READ_ONLY || reopening->kind == REOPEN_KEPT)
+    /* What is damaged cannot be made complete: its clients were told, and a repair is why it is opened again. */
+    if (node->flags & (NODE_READ_ONLY | NODE_CORRUPTED) || reopening->kind == REOPEN_KEPT)
         return 0;
     if (node->driver->finish)
         result = node->driver->finish(node);
@@ -177,6 +178,7 @@ static int settle_swap(struct node_reopening *reopening, struct error *err)
     if (node->filtered)
         node->size = node->filtered->child->size;
     if (reopening->kind == REOPEN_AGAIN) {
+        node->flags &= ~(uint32_t)NODE_CORRUPTED;
         result = node->driver->open ? node->driver->open(node, node_driver_options(node), err) : 0;
         reopening->opened = result == 0;
         request_side_update(node);
@@ -194,8 +196,13 @@ static void settle_undo(struct node_reopening *reopening)
 
     if (reopening->opened && node->driver->close)
         node->driver->close(node);
-    if (reopening->swapped)
+    if (reopening->swapped) {
+        uint32_t flags = reopening->next->flags;
+
         node_swap(node, reopening->next);
+        node->flags = flags;
+        request_side_update(node);
+    }
     reopening->swapped = reopening->opened = false;
 }
 
@@ -405,8 +412,8 @@ static int reopen_ask_driver(struct reopen_walk *walk)
     int result = REOPEN_AGAIN;
 
     /* Nothing at all: nobody need be disturbed. */
-    if (option_equal(&node_options_type, walk->before->options, next->options) &&
-        reopen_same_children(walk->before, next)) {
+    if (!(node->flags & NODE_CORRUPTED) && reopen_same_children(walk->before, next) &&
+        option_equal(&node_options_type, walk->before->options, next->options)) {
         node->next.self = reopening->previous;
         return 0;
     }

@@ -126,7 +126,7 @@ int disk_reopen(struct node *node, struct node *next, struct change *change, str
         result = reopen_check_backing(disk, next, other_file, err);
     if (result < 0)
         return result;
-    if (other_file || node->options->read_only != next->options->read_only)
+    if (other_file || node->flags & NODE_CORRUPTED || node->options->read_only != next->options->read_only)
         return REOPEN_AGAIN;
     result = reopen_check_data_file(disk, next, err);
     if (result < 0)

@@ -170,6 +170,37 @@ class UnderLoad(Graph):
         self.check(*(name + ".qcow2" for name in names))
 
 
+class UnderGuest(Graph):
+    """The same for a virtual machine: the front end verifies what it reads."""
+
+    def test_vhost_user(self):
+        self.image("a.qcow2")
+        self.image("b.qcow2")
+        self.begin(self.qcow2("a"), self.qcow2("b", backing=None), base="a")
+        self.call("block-export-del", id="disk")
+        self.call("block-export-add", type="vhost-user-blk", id="disk", node_name="disk", writable=True, num_queues=2,
+                  addr={"type": "unix", "path": self.path("vhost")}, iothreads=["t0", "t1"])
+        bench = subprocess.Popen([os.path.join(programs.BUILD, "cairn-vhost-bench"), "--queues=2", "--depth=8",
+                                  "--mix=read=10,write=10,flush,discard,write-zeroes", "--verify",
+                                  f"--count={300 * ROUNDS}", "--seconds=600", self.path("vhost")],
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.addCleanup(self.reap, bench)
+        number = 0
+        while bench.poll() is None:
+            self.call("source-push", source="disk", filter={"driver": "delay", "node-name": "p"})
+            self.call("blockdev-reopen", options=[self.qcow2("a", **{"cache-size": (1 + number % 3) << 20})]
+                      if number < 5 else [self.qcow2("b", backing="a", **{"cache-size": (1 + number % 3) << 20})])
+            self.call("source-pop", source="disk", filter="p")
+            number += 1
+            if number == 5:
+                self.call("blockdev-snapshot", node="disk", overlay="b")
+        said = bench.stdout.read()
+        self.assertEqual(bench.returncode, 0, said)
+        self.assertGreater(number, 5)
+        self.finish()
+        self.check("a.qcow2", "b.qcow2")
+
+
 class Quorum(Graph):
     """A disk on three images: children come and go, and a snapshot of the whole is one of each."""
 
