@@ -28,13 +28,18 @@ struct ring_op {
 
 /* Added to rw_flags of a write: it goes into the page cache, not past it. */
 #define RING_CACHED (1 << 30)
+/* Added to rw_flags: the ring may hold on to fd, since forget() is called on every loop before fd is closed. */
+#define RING_KEPT (1 << 29)
+#define RING_FLAGS (RING_CACHED | RING_KEPT)
 
 struct ring_ops {
     const char *name;       /* "io_uring", "threads", "simulation" */
 
-    /* rw_flags: RWF_* of preadv2(2), RING_CACHED. iov is not copied. */
+    /* rw_flags: RWF_* of preadv2(2), RING_*. iov is not copied. */
     void (*rw)(struct ring *ring, struct ring_op *op, bool write, int fd, const struct iovec *iov, unsigned count,
                uint64_t offset, int rw_flags);
+    /* Lets go of fd (RING_KEPT). Nothing of it is in flight. NULL: this ring holds on to none. */
+    void (*forget)(struct ring *ring, int fd);
     void (*fsync)(struct ring *ring, struct ring_op *op, int fd, bool data_only);
     void (*fallocate)(struct ring *ring, struct ring_op *op, int fd, int mode, uint64_t offset, uint64_t length);
 

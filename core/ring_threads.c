@@ -130,7 +130,7 @@ static void threads_rw(struct ring *ring, struct ring_op *op, bool write, int fd
     task->iov = iov;
     task->count = (int)count;
     task->offset = offset;
-    task->flags = rw_flags & ~RING_CACHED;
+    task->flags = rw_flags & ~RING_FLAGS;
     thread_pool_submit(&task->task);
 }
 

@@ -32,6 +32,16 @@
 #define URING_CACHED_MAX (64u << 10)
 #define URING_CACHED_IOVS 8u
 
+/* Files that a ring can hold on to; their descriptors are below URING_FDS. */
+#define URING_FILES 128u
+#define URING_FDS 4096
+
+struct uring_files {
+    unsigned count, used;               /* places; 0 if the kernel has no table of ours */
+    bool taken[URING_FILES + 1];
+    uint8_t place[URING_FDS];           /* by descriptor; 0: not kept */
+};
+
 struct uring_result {
     struct ring_op *op;
     int result;
@@ -46,6 +56,7 @@ struct uring {
     struct ring_op wake_op;
     struct event *ring_event, *wake_event;      /* only with an event base */
     struct ring_writer *writer;
+    struct uring_files files;
     /* Completions taken out of a full completion queue during a submission. */
     struct uring_result *stash;
     unsigned stash_count, stash_room;
@@ -116,12 +127,63 @@ static struct io_uring_sqe *uring_sqe(struct uring *uring, struct ring_op *op)
     return sqe;
 }
 
+/* Files that the kernel need not look up: their places in its table begin with 0, in ours with 1. */
+
+static int uring_set_file(struct uring *uring, unsigned place, int fd)
+{
+    struct io_uring_files_update update = {.offset = place - 1, .fds = (uintptr_t)&fd};
+
+    return uring_register(&uring->io, IORING_REGISTER_FILES_UPDATE, &update, 1);
+}
+
+static unsigned uring_keep(struct uring *uring, int fd)
+{
+    struct uring_files *files = &uring->files;
+
+    unsigned place = 1;
+
+    if (files->used == files->count)
+        return 0;
+    while (files->taken[place])
+        place++;
+    if (uring_set_file(uring, place, fd) < 0)
+        return 0;
+    files->taken[place] = true;
+    files->used++;
+    return files->place[fd] = (uint8_t)place;
+}
+
+static void uring_use_kept(struct uring *uring, struct io_uring_sqe *sqe, int fd)
+{
+    unsigned place = fd < URING_FDS ? uring->files.place[fd] : 0;
+
+    if (unlikely(!place && fd < URING_FDS))
+        place = uring_keep(uring, fd);
+    if (place) {
+        sqe->fd = (int)place - 1;
+        sqe->flags |= IOSQE_FIXED_FILE;
+    }
+}
+
+static void uring_forget(struct ring *ring, int fd)
+{
+    struct uring *uring = uring_of(ring);
+    unsigned place = fd < URING_FDS ? uring->files.place[fd] : 0;
+
+    if (!place)
+        return;
+    uring_set_file(uring, place, -1);
+    uring->files.taken[place] = false;
+    uring->files.used--;
+    uring->files.place[fd] = 0;
+}
+
 static void uring_rw(struct ring *ring, struct ring_op *op, bool write, int fd, const struct iovec *iov, unsigned count,
                      uint64_t offset, int rw_flags)
 {
-    bool cached = rw_flags & RING_CACHED;
+    bool cached = rw_flags & RING_CACHED, kept = rw_flags & RING_KEPT;
 
-    rw_flags &= ~RING_CACHED;
+    rw_flags &= ~RING_FLAGS;
     if (cached && write && count <= URING_CACHED_IOVS && iov_size(iov, count) <= URING_CACHED_MAX) {
         ring_writer_submit(uring_of(ring)->writer, op, fd, iov, count, offset, rw_flags);
         return;
@@ -141,6 +203,8 @@ static void uring_rw(struct ring *ring, struct ring_op *op, bool write, int fd, 
         io_uring_prep_readv(sqe, fd, iov, count, offset);
     }
     sqe->rw_flags = rw_flags;
+    if (kept)
+        uring_use_kept(uring_of(ring), sqe, fd);
     io_uring_sqe_set_data(sqe, op);
 }
 
@@ -312,6 +376,7 @@ static void uring_destroy(struct ring *ring)
 static const struct ring_ops uring_ops = {
     .name = "io_uring",
     .rw = uring_rw,
+    .forget = uring_forget,
     .fsync = uring_fsync,
     .fallocate = uring_fallocate,
     .poll = uring_poll,
@@ -324,6 +389,16 @@ static const struct ring_ops uring_ops = {
     .destroy = uring_destroy,
 };
 
+static void uring_make_files(struct uring *uring)
+{
+    int fds[URING_FILES];
+
+    for (unsigned i = 0; i < URING_FILES; i++)
+        fds[i] = -1;
+    if (uring_register(&uring->io, IORING_REGISTER_FILES, fds, URING_FILES) == 0)
+        uring->files.count = URING_FILES;
+}
+
 /* The operations above, and no others: a ring is a way around seccomp. A kernel that cannot do it runs us as well. */
 static void uring_restrict(struct io_uring *io)
 {
@@ -331,13 +406,17 @@ static void uring_restrict(struct io_uring *io)
         IORING_OP_READ,  IORING_OP_WRITE,     IORING_OP_READV,    IORING_OP_WRITEV,
         IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_POLL_ADD, IORING_OP_POLL_REMOVE,
     };
-    struct io_uring_restriction restrictions[array_size(operations) + 1] = {0};
+    struct io_uring_restriction restrictions[array_size(operations) + 2] = {0};
+    struct io_uring_restriction *flags = &restrictions[array_size(operations)], *files = flags + 1;
 
     for (unsigned i = 0; i < array_size(operations); i++) {
         restrictions[i].opcode = IORING_RESTRICTION_SQE_OP;
         restrictions[i].sqe_op = operations[i];
     }
-    restrictions[array_size(operations)].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+    flags->opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+    flags->sqe_flags = IOSQE_FIXED_FILE;
+    files->opcode = IORING_RESTRICTION_REGISTER_OP;
+    files->register_op = IORING_REGISTER_FILES_UPDATE;
     uring_register(io, IORING_REGISTER_RESTRICTIONS, restrictions, array_size(restrictions));
 }
 
@@ -360,8 +439,6 @@ static int uring_setup(struct io_uring *io, bool polled)
         if (result != -EINVAL)
             break;
     }
-    if (result == 0 && io->flags & IORING_SETUP_R_DISABLED)
-        uring_restrict(io);
     return result;
 }
 
@@ -372,6 +449,9 @@ int ring_uring_create(struct ring **ret, struct event_base *events, struct error
 
     if (result < 0)
         return error_set(err, result, "io_uring is not available: %s", strerror(-result));
+    uring_make_files(uring);
+    if (uring->io.flags & IORING_SETUP_R_DISABLED)
+        uring_restrict(&uring->io);
     uring->ring.ops = &uring_ops;
     uring->writer = ring_writer_new();
     uring->wake_op.complete = uring_woken;

@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #include "core/coroutine.h"
+#include "core/loop.h"
+#include "core/loop_each.h"
 #include "core/memory.h"
 #include "generated/options.h"
 
@@ -139,10 +141,21 @@ static int file_close_blocking(void *arg)
     return 0;
 }
 
+static void file_forget(struct loop *loop, void *arg)
+{
+    const struct file *file = arg;
+
+    if (loop->ring->ops->forget)
+        loop->ring->ops->forget(loop->ring, file->fd);
+}
+
 void file_close(struct node *node)
 {
     struct file *file = node->state;
 
+    loop_each(file_forget, file);
+    /* A kernel may keep what a ring held on to for some time. */
+    file_lock_drop(file, file->locked);
     coroutine_call(file_close_blocking, file);
     file_direct_destroy(file);
     comutex_destroy(&file->sync.mutex);

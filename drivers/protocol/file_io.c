@@ -63,6 +63,7 @@ static enum step file_submit(struct file *file, struct request *req, bool write,
     /* A FUA write waits for the disk: that is more than a write into the cache. */
     if (!file->direct && !rw_flags)
         rw_flags = RING_CACHED;
+    rw_flags |= RING_KEPT;
     ring->ops->rw(ring, &req->ring, write, file->fd, req->iov, req->iov_count, req->offset, rw_flags);
     return STEP_HELD;
 }

@@ -242,7 +242,7 @@ static void sim_rw(struct ring *ring, struct ring_op *op, bool write, int fd, co
     new->iov_count = count;
     new->offset = offset;
     new->length = iov_size(iov, count);
-    new->flags = rw_flags & ~RING_CACHED;
+    new->flags = rw_flags & ~RING_FLAGS;
     sim_tear(sim_of(ring), new);
     sim_schedule(new);
 }

@@ -344,6 +344,56 @@ START_TEST(batches)
 }
 END_TEST
 
+#define FILES 200u
+
+static int transfer(bool write, int fd, uint32_t *value, int flags)
+{
+    struct answer answer = ANSWER;
+    struct iovec iov = {value, sizeof(*value)};
+
+    ring->ops->rw(ring, &answer.op, write, fd, &iov, 1, 0, flags);
+    while (!answer.count)
+        turn();
+    return answer.result;
+}
+
+static void forget(int fd)
+{
+    if (ring->ops->forget)
+        ring->ops->forget(ring, fd);
+}
+
+/* More files than the kernel's table has places; then others that have the same descriptors. */
+START_TEST(kept_files)
+{
+    int first[FILES];
+    uint32_t value;
+
+    if (!start(_i))
+        return;
+    for (uint32_t i = 0; i < FILES; i++) {
+        first[i] = scratch_file();
+        ck_assert_int_eq(transfer(true, first[i], &i, RING_KEPT), sizeof(i));
+    }
+    for (uint32_t i = 0; i < FILES; i++) {
+        AUTO_CLOSE int old = fcntl(first[i], F_DUPFD_CLOEXEC, 1000), second = scratch_file();
+
+        forget(first[i]);
+        ck_assert_int_eq(dup3(second, first[i], O_CLOEXEC), first[i]);
+        value = ~i;
+        ck_assert_int_eq(transfer(true, first[i], &value, RING_KEPT), sizeof(value));
+        ck_assert_int_eq(transfer(false, second, &value, 0), sizeof(value));
+        ck_assert_uint_eq(value, ~i);
+        ck_assert_int_eq(transfer(false, old, &value, 0), sizeof(value));
+        ck_assert_uint_eq(value, i);
+    }
+    for (uint32_t i = 0; i < FILES; i++) {
+        forget(first[i]);
+        close(first[i]);
+    }
+}
+END_TEST
+
 #define MANY 3000
 
 START_TEST(many)
@@ -494,8 +544,8 @@ END_TEST
 int main(void)
 {
     const TTest *const all[] = {
-        read_and_write, vectors, sync_and_allocate, readiness, cancelled_polls, cancel_of_a_ready_poll, calls, batches,
-        many,           wakes,   pollers,
+        read_and_write, vectors, sync_and_allocate, readiness, cancelled_polls, cancel_of_a_ready_poll,
+        calls,          batches, kept_files,        many,      wakes,           pollers,
     };
     Suite *suite = suite_create("ring");
     TCase *tests = tcase_create("ring");
