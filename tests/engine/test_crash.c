@@ -441,6 +441,44 @@ START_TEST(crash_long)
 }
 END_TEST
 
+/* A larger refcount table takes the place of the first: fields of the header that name it. */
+#define REFTABLE_FIELDS 48u
+#define REFTABLE_FIELDS_SIZE 12u
+
+START_TEST(crash_refcount_table_grows)
+{
+    const struct qcow2_create_options options = {.version = 3, .cluster_bits = 9, .refcount_order = 6, .size = 3 << 20};
+    unsigned char before[REFTABLE_FIELDS_SIZE], *base = malloc(WORLD_FILE_MAX);
+    struct world world;
+    struct guest guest;
+    bool grown = false;
+
+    ensure(base);
+    world_init(&world);
+    guest_create(&guest, &world, &options);
+    memcpy(before, world.bytes + REFTABLE_FIELDS, sizeof(before));
+    for (uint64_t at = 0; at < options.size && !grown; at += 8 * SECTOR) {
+        struct cut cut = {.log = &world, .base = base, .base_size = world.size};
+
+        world_forget(&world);
+        memcpy(base, world.bytes, world.size);
+        world.recording = true;
+        world_record(&world, RECORD_PROMISE, 0, guest.model, guest.size);
+        ensure(guest_write(&guest, at, 8 * SECTOR) == 0 && guest_flush(&guest) == 0);
+        world.recording = false;
+        grown = memcmp(before, world.bytes + REFTABLE_FIELDS, sizeof(before)) != 0;
+        for (size_t i = 0; grown && i < LOSS_COUNT * (world.count + 1); i++) {
+            cut.end = i / LOSS_COUNT;
+            cut_examine(&cut, (enum loss)(i % LOSS_COUNT), false, "the refcount table grows");
+        }
+    }
+    ensure(grown);
+    guest_drop(&guest);
+    world_destroy(&world);
+    free(base);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("crash");
@@ -464,6 +502,7 @@ int main(void)
         return 1;
     tcase_set_timeout(cases, cuts_asked > 12000 ? 0 : 120);
     tcase_add_test(cases, crash_short);
+    tcase_add_test(cases, crash_refcount_table_grows);
     tcase_add_loop_test(cases, crash_long, 0, (int)LAYOUTS);
     suite_add_tcase(suite, cases);
     runner = srunner_create(suite);

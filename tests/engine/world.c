@@ -13,10 +13,16 @@ void world_init(struct world *world)
     *world = (struct world){.fail_code = -EIO};
 }
 
-void world_destroy(struct world *world)
+void world_forget(struct world *world)
 {
     for (size_t i = 0; i < world->count; i++)
         free(world->records[i].data);
+    world->count = 0;
+}
+
+void world_destroy(struct world *world)
+{
+    world_forget(world);
     free(world->records);
     free(world->bytes);
 }

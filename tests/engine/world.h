@@ -54,6 +54,7 @@ extern const struct format_io world_io;
 
 void world_init(struct world *world);
 void world_destroy(struct world *world);
+void world_forget(struct world *world); /* what was recorded */
 void world_record(struct world *world, enum record_kind kind, uint64_t offset, const void *data, size_t size);
 void world_resize(struct world *world, uint64_t size);
 
