@@ -42,7 +42,7 @@ def default_text(item):
     return '""' if value == "" else str(value)
 
 
-def facts(item):
+def facts(item, fixed):
     found = [type_name(item.type)]
     if item.unit:
         found.append(UNITS[item.unit])
@@ -52,6 +52,8 @@ def facts(item):
         found.append("default " + literal(default_text(item)))
     if item.since:
         found.append(f"since {item.since}")
+    if fixed and item.change == "never":
+        found.append("fixed")
     return ", ".join(found)
 
 
@@ -70,8 +72,9 @@ def enum_values(enum):
     return ".RS\n" + "".join(lines) + ".RE\n"
 
 
-def item_entry(key, item):
-    out = [f".TP\n\\fB{literal(key)}\\fR ({facts(item)})\n{text(item.description)}{range_text(item.type)}\n"]
+def item_entry(key, item, fixed=False):
+    """fixed: whether to tell what never changes."""
+    out = [f".TP\n\\fB{literal(key)}\\fR ({facts(item, fixed)})\n{text(item.description)}{range_text(item.type)}\n"]
     if item.object:
         out.append(f"Names an object of type {literal(item.object)}.\n")
     if isinstance(item.type, Enum):
@@ -79,18 +82,18 @@ def item_entry(key, item):
     return "".join(out)
 
 
-def entries(struct, prefix=""):
+def entries(struct, prefix="", fixed=False):
     """The members of a struct; those of structs inside it with dotted names."""
     out = []
     for item in struct.properties:
         key = prefix + item.name
-        if isinstance(item.type, Struct):
+        if isinstance(item.type, Struct) and not item.open:
             if item.type.shorthand:
                 out.append(f".TP\n\\fB{literal(key)}\\fR\nShort for "
                            f"\\fB{literal(key)}.{literal(item.type.shorthand)}\\fR.\n")
             out.append(entries(item.type, key + "."))
         else:
-            out.append(item_entry(key, item))
+            out.append(item_entry(key, item, fixed))
     for branch in struct.branches if prefix else []:
         tag = prefix + struct.discriminator.name
         if branch.type:
@@ -101,14 +104,15 @@ def entries(struct, prefix=""):
 
 def union_page(struct):
     """What all have, then what each branch has. Drivers have sections of their own."""
-    out = [entries(struct)]
+    changing = any(branch.type.driver_kind for branch in struct.branches)
+    out = [entries(struct, fixed=changing)]
     for branch in struct.branches:
         if branch.type.driver_kind:
             out.append(f".SS {literal(branch.value)} ({branch.type.driver_kind})\n{text(branch.type.description)}\n")
         else:
             out.append(f".PP\nWith \\fB{literal(struct.discriminator.name)}={literal(branch.value)}\\fR:\n"
                        f"{text(branch.type.description)}\n")
-        out.append(entries(branch.type))
+        out.append(entries(branch.type, fixed=changing))
     return "".join(out)
 
 
