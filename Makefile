@@ -149,6 +149,7 @@ fuzz:
 	$(Q)scripts/fuzz build-fuzzer-no-link-address-undefined/fuzz $(FUZZ_SECONDS)
 fuzzers: $(FUZZERS)
 $(B)/fuzz/fuzz_qcow2: $(ENGINE_TEST_OBJECTS)
+$(B)/fuzz/fuzz_vhost_chains $(B)/fuzz/fuzz_vhost_messages: $(B)/tests/fuzz/vhost_world.o
 $(B)/fuzz/%: $(B)/tests/fuzz/%.o $(B)/libcairn.a $(B)/libcairnformat.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -pthread -fsanitize=fuzzer,address,undefined $(LDFLAGS) $(filter %.o,$^) $(filter %.a,$^) $(LIBS) -o $@
