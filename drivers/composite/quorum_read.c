@@ -17,7 +17,7 @@ struct quorum_vote {
     struct quorum_task tasks[QUORUM_CHILDREN_MAX];
     unsigned votes[QUORUM_CHILDREN_MAX];    /* for what this child says, counted at the first one that says it */
     unsigned good, winner;
-    struct request piece;               /* the range that is voted on: for reports; last, as requests end in their scratch */
+    struct request piece;               /* the range that is voted on, for reports; ends in its scratch */
 };
 
 static int vote_read_one(struct fan_task *fan_task)
