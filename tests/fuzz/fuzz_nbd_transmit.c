@@ -171,6 +171,8 @@ static void fuzz_node(const char *name, struct node_options options)
     fuzz_check(change_apply(change, &err), &err);
 }
 
+static const struct object_type fuzz_object_type = {.name = "export"};
+
 static void fuzz_export(unsigned i, const char *node)
 {
     AUTO_ERROR struct error err = {0};
@@ -181,6 +183,7 @@ static void fuzz_export(unsigned i, const char *node)
                   (struct permission){.taken = PERM_READ | PERM_WRITE, .shared = PERM_ALL});
     fuzz_check(consumer_attach(change, &export->consumer, node, &err), &err);
     fuzz_check(change_apply(change, &err), &err);
+    fuzz_check(object_attach(&export->object, &fuzz_object_type, object_container("exports"), node, &err), &err);
     export->loops = &loop;
     export->loop_count = 1;
     export->options = &export_options;
