@@ -152,6 +152,7 @@ struct qcow2 {
         uint64_t virgin;    /* bytes: from here on the file was never written and reads as zeroes */
         uint64_t file_size; /* bytes the file is known to reach */
         bool grown;         /* further than it was found */
+        bool growing;       /* somebody makes it reach further, or has failed to */
     } alloc;
     struct freed_list freed;
     struct cluster_set metadata;
@@ -272,6 +273,9 @@ int refcount_add(struct qcow2 *q, uint64_t first, uint64_t count, int delta);
 int refcount_set(struct qcow2 *q, uint64_t cluster, uint64_t value); /* makes the block if need be: repair */
 /* 1 to `wanted` clusters in a row, exactly `wanted` if `all`; their refcounts are 1. *fresh: they read as zeroes. */
 int clusters_alloc(struct qcow2 *q, uint64_t wanted, bool all, uint64_t *offset, uint64_t *count, bool *fresh);
+/* How long the file should be soon if clusters up to end were given out, 0 if it is; then the caller makes it so, by the other function without the lock. */
+uint64_t file_ahead(struct qcow2 *q, uint64_t end);
+void file_grow_ahead(struct qcow2 *q, uint64_t size);
 /* Nobody was ever told of them: free at once. */
 void clusters_give_back(struct qcow2 *q, uint64_t offset, uint64_t count);
 /* qcow2_reftable.c */

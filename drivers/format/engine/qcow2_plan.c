@@ -167,7 +167,12 @@ int qcow2_write_begin(struct qcow2 *q, uint64_t offset, uint64_t length, struct 
 
     if (result == 0)
         result = plan_make(q, &place, ret);
+    uint64_t end = ret->host_cluster + ((uint64_t)ret->count << q->geometry.cluster_bits);
+    uint64_t ahead = result == 0 && ret->count ? file_ahead(q, end) : 0;
+
     tables_unlock(q);
+    if (ahead)
+        file_grow_ahead(q, ahead);
     return result;
 }
 

@@ -4,7 +4,7 @@
  */
 #include "drivers/format/engine/qcow2_internal.h"
 
-#define GROW_MIN (UINT64_C(4) << 20)
+#define GROW_MIN (UINT64_C(1) << 20)
 #define GROW_MAX (UINT64_C(64) << 20)
 
 static uint64_t block_load(const struct qcow2 *q, const unsigned char *bytes, uint64_t index)
@@ -131,28 +131,61 @@ int refcount_set(struct qcow2 *q, uint64_t cluster, uint64_t value)
     return 0;
 }
 
+/* How much the file grows at a time: twice as much again and again, so that small images stay small. */
+static uint64_t file_step(const struct qcow2 *q)
+{
+    uint64_t step = q->alloc.file_size / 2;
+
+    return qcow2_align_up(step < GROW_MIN ? GROW_MIN : qcow2_min(step, GROW_MAX), q->geometry.cluster_size);
+}
+
+static void file_has_grown(struct qcow2 *q, uint64_t size)
+{
+    if (size > q->alloc.file_size)
+        q->alloc.file_size = size;
+    q->alloc.grown = true;
+}
+
 /* The file reaches to end, and some more, so that it need not grow for each cluster. */
 static int file_grow(struct qcow2 *q, uint64_t end)
 {
-    uint64_t step = q->alloc.file_size / 8;
-
     if (end <= q->alloc.file_size)
         return 0;
     if (end > QCOW2_HOST_MAX)
         return -EFBIG;
-    step = qcow2_align_up(step < GROW_MIN ? GROW_MIN : qcow2_min(step, GROW_MAX), q->geometry.cluster_size);
-    uint64_t size = end + step;
+    uint64_t size = end + file_step(q);
     int result = q->io->grow(q->world, FORMAT_FILE_IMAGE, size);
 
     if (result < 0) {
         size = end;
         result = q->io->grow(q->world, FORMAT_FILE_IMAGE, size);
     }
-    if (result == 0) {
-        q->alloc.file_size = size;
-        q->alloc.grown = true;
-    }
+    if (result == 0)
+        file_has_grown(q, size);
     return result;
+}
+
+uint64_t file_ahead(struct qcow2 *q, uint64_t end)
+{
+    uint64_t step = file_step(q);
+
+    if (q->alloc.growing || end + step / 2 <= q->alloc.file_size ||
+        q->alloc.file_size + step > QCOW2_HOST_MAX)
+        return 0;
+    q->alloc.growing = true;
+    return q->alloc.file_size + step;
+}
+
+void file_grow_ahead(struct qcow2 *q, uint64_t size)
+{
+    int result = q->io->grow(q->world, FORMAT_FILE_IMAGE, size);
+
+    tables_lock(q);
+    /* What could not be is not tried again: who needs the space learns that there is none. */
+    q->alloc.growing = result < 0;
+    if (result == 0)
+        file_has_grown(q, size);
+    tables_unlock(q);
 }
 
 /* Counts clusters that were found free: the file reaches to their end. */
