@@ -78,11 +78,14 @@ static int handle_get_queue_num(struct vhost_session *session, union vhost_paylo
 
 /* Owner, status and reset. */
 
-static int handle_nothing(struct vhost_session *session, union vhost_payload *payload, struct error *err)
+/* A session starts. QEMU keeps the connection for the next device when one is unplugged, and takes back nothing: not its
+ * memory, for one. */
+static int handle_set_owner(struct vhost_session *session, union vhost_payload *payload, struct error *err)
 {
-    (void)session;
     (void)payload;
     (void)err;
+    vhost_device_reset(session);
+    vhost_memory_clear(&session->memory);
     return 0;
 }
 
@@ -455,7 +458,7 @@ static int handle_set_inflight_fd(struct vhost_session *session, union vhost_pay
 static const struct handler handlers[VHOST_REQUEST_COUNT] = {
     [VHOST_GET_FEATURES] = {"GET_FEATURES", 0, 0, 0, 0, handle_get_features, true},
     [VHOST_SET_FEATURES] = {"SET_FEATURES", NUMBER, NUMBER, 0, 0, handle_set_features, false},
-    [VHOST_SET_OWNER] = {"SET_OWNER", 0, 0, 0, 0, handle_nothing, false},
+    [VHOST_SET_OWNER] = {"SET_OWNER", 0, 0, 0, 0, handle_set_owner, false},
     [VHOST_RESET_OWNER] = {"RESET_OWNER", 0, 0, 0, 0, handle_reset_owner, false},
     [VHOST_SET_MEM_TABLE] = {"SET_MEM_TABLE", offsetof(struct vhost_table_desc, regions),
                              sizeof(struct vhost_table_desc), FDS_BY_PAYLOAD, 0, handle_set_mem_table, false},
