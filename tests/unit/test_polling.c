@@ -5,6 +5,8 @@
 #include <check.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "core/error.h"
 #include "core/loop.h"
@@ -155,6 +157,13 @@ START_TEST(not_without_reason)
 END_TEST
 
 static int asked;
+static bool removed;
+
+static void poller_is_removed(struct poller *poller)
+{
+    (void)poller;
+    removed = true;
+}
 
 static bool asked_again(struct poller *poller)
 {
@@ -167,7 +176,8 @@ static bool asked_again(struct poller *poller)
 START_TEST(spins_ask)
 {
     start(MAX_NS, 0, 0);
-    struct poller poller = {.fd = 0, .poll = asked_again};
+    AUTO_CLOSE int fd = eventfd(0, EFD_NONBLOCK);
+    struct poller poller = {.fd = fd, .poll = asked_again};
 
     loop_set_current(loop);
     poller_add(loop, &poller);
@@ -175,7 +185,13 @@ START_TEST(spins_ask)
     for (int i = 0; i < 1000; i++)
         loop_turn(loop);
     ck_assert_int_eq(asked, 1000);
-    list_remove(&poller.link);
+    loop->polling.spin_started_ns = 0;
+    for (int i = 0; i < 1000; i++)
+        loop_turn(loop);
+    ck_assert_int_lt(asked, 1100);
+    poller_remove(&poller, poller_is_removed);
+    loop_turn(loop);
+    ck_assert(removed);
     end();
 }
 END_TEST
