@@ -8,8 +8,8 @@
 #include "core/memory.h"
 #include "daemon/vhost_user/queue.h"
 
-static bool chain_append(struct vhost_queue *queue, struct vhost_chain *chain, unsigned char *at, uint64_t size,
-                         bool writable)
+static inline bool chain_append(struct vhost_queue *queue, struct vhost_chain *chain, unsigned char *at,
+                                uint64_t size, bool writable)
 {
     if (unlikely(chain->count == VHOST_IOV_MAX)) {
         vhost_queue_break(queue, "a chain of more than %u buffers", VHOST_IOV_MAX);
@@ -52,18 +52,29 @@ static __attribute__((noinline)) bool chain_add_anywhere(struct vhost_queue *que
     return true;
 }
 
-bool vhost_chain_add(struct vhost_queue *queue, struct vhost_chain *chain, uint64_t guest, uint32_t size, bool writable)
+static __attribute__((noinline)) bool chain_out_of_order(struct vhost_queue *queue)
+{
+    vhost_queue_break(queue, "a buffer to be read follows one to be written");
+    return false;
+}
+
+static inline bool chain_add(struct vhost_queue *queue, struct vhost_chain *chain, uint64_t guest, uint32_t size,
+                             bool writable)
 {
     uint64_t inside = guest - queue->view.guest;
 
-    if (unlikely(!writable && chain->count > chain->readable)) {
-        vhost_queue_break(queue, "a buffer to be read follows one to be written");
-        return false;
-    }
+    if (unlikely(!writable && chain->count > chain->readable))
+        return chain_out_of_order(queue);
     /* size - 1: no buffer is empty. */
     if (unlikely(inside >= queue->view.size || (uint64_t)size - 1 >= queue->view.size - inside))
         return chain_add_anywhere(queue, chain, guest, size, writable);
     return chain_append(queue, chain, queue->view.host + inside, size, writable);
+}
+
+bool vhost_chain_add(struct vhost_queue *queue, struct vhost_chain *chain, uint64_t guest, uint32_t size,
+                     bool writable)
+{
+    return chain_add(queue, chain, guest, size, writable);
 }
 
 /* Packed descriptors have an id and the flags where split ones have the flags and the next one. */
@@ -72,14 +83,14 @@ static uint16_t chain_table_flags(const struct vring_desc *desc, bool linked)
     return le16toh(linked ? desc->flags : desc->next);
 }
 
-static bool chain_table_entry(struct vhost_queue *queue, struct vhost_chain *chain, const struct vring_desc *desc,
+static inline bool chain_table_entry(struct vhost_queue *queue, struct vhost_chain *chain, const struct vring_desc *desc,
                               uint16_t flags)
 {
     if (unlikely(flags & VRING_DESC_F_INDIRECT)) {
         vhost_queue_break(queue, "an indirect table in an indirect table");
         return false;
     }
-    return vhost_chain_add(queue, chain, le64toh(desc->addr), le32toh(desc->len), flags & VRING_DESC_F_WRITE);
+    return chain_add(queue, chain, le64toh(desc->addr), le32toh(desc->len), flags & VRING_DESC_F_WRITE);
 }
 
 /* Entry index of the table; one that lies across regions is put together. */
