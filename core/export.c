@@ -312,6 +312,20 @@ void export_stop_all(void)
     }
 }
 
+int export_use_iothread(struct export *export, const char *id, struct loop **ret, struct error *err)
+{
+    struct iothread *iothread = iothread_get(id, err);
+
+    if (!iothread)
+        return -ENOENT;
+    *ret = iothread->loop;
+    for (unsigned i = 0; i < export->loop_count; i++) {
+        if (export->loops[i] == iothread->loop)
+            return 0;
+    }
+    return export_join_loop(export, id, err);
+}
+
 struct loop *export_next_loop(struct export *export)
 {
     return export->loops[export->loop_next++ % export->loop_count];

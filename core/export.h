@@ -74,6 +74,9 @@ void export_stop_all(void);
 /* The loop for the next client, round robin. */
 struct loop *export_next_loop(struct export *export);
 
+/* The loop of an iothread, which is in use from now on, until the export ends; NULL id: io0. */
+int export_use_iothread(struct export *export, const char *id, struct loop **ret, struct error *err);
+
 /* Generated: all export types, by enum export_type_name. */
 extern const struct export_type *const export_table[];
 extern const unsigned export_table_count;

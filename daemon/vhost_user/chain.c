@@ -8,8 +8,8 @@
 #include "core/memory.h"
 #include "daemon/vhost_user/queue.h"
 
-static inline bool chain_append(struct vhost_queue *queue, struct vhost_chain *chain, unsigned char *at,
-                                uint64_t size, bool writable)
+static inline bool chain_append(struct vhost_queue *queue, struct vhost_chain *chain, unsigned char *at, uint64_t size,
+                                bool writable)
 {
     if (unlikely(chain->count == VHOST_IOV_MAX)) {
         vhost_queue_break(queue, "a chain of more than %u buffers", VHOST_IOV_MAX);
@@ -71,8 +71,7 @@ static inline bool chain_add(struct vhost_queue *queue, struct vhost_chain *chai
     return chain_append(queue, chain, queue->view.host + inside, size, writable);
 }
 
-bool vhost_chain_add(struct vhost_queue *queue, struct vhost_chain *chain, uint64_t guest, uint32_t size,
-                     bool writable)
+bool vhost_chain_add(struct vhost_queue *queue, struct vhost_chain *chain, uint64_t guest, uint32_t size, bool writable)
 {
     return chain_add(queue, chain, guest, size, writable);
 }
@@ -83,8 +82,8 @@ static uint16_t chain_table_flags(const struct vring_desc *desc, bool linked)
     return le16toh(linked ? desc->flags : desc->next);
 }
 
-static inline bool chain_table_entry(struct vhost_queue *queue, struct vhost_chain *chain, const struct vring_desc *desc,
-                              uint16_t flags)
+static inline bool chain_table_entry(struct vhost_queue *queue, struct vhost_chain *chain,
+                                     const struct vring_desc *desc, uint16_t flags)
 {
     if (unlikely(flags & VRING_DESC_F_INDIRECT)) {
         vhost_queue_break(queue, "an indirect table in an indirect table");

@@ -8,11 +8,13 @@
 #include <event2/event.h>
 #include <sys/socket.h>
 
+#include "core/change.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/memory.h"
 #include "core/socket.h"
 #include "daemon/vhost_user/session.h"
+#include "generated/commands.h"
 #include "generated/options.h"
 
 #define ACCEPT_RETRY_MS 100
@@ -113,6 +115,10 @@ static int vhost_export_prepare(struct export *export, const void *opaque, struc
     vhost->disk.read_only = !export->writable;
     for (unsigned i = 0; i < LOOP_MAX; i++)
         list_init(&vhost->by_loop[i]);
+    vhost->loops = memory_array(options->num_queues, sizeof(*vhost->loops));
+    for (unsigned i = 0; i < options->num_queues; i++)
+        vhost->loops[i] = export->loops[i % export->loop_count];
+    comutex_init(&vhost->lock);
     vhost->listener = event_new(loop_main->events, fds[0], EV_READ | EV_PERSIST, vhost_export_acceptable, vhost);
     vhost->retry = evtimer_new(loop_main->events, vhost_export_retry, vhost);
     return 0;
@@ -145,7 +151,11 @@ static void vhost_export_stop_listening(struct vhost_export *vhost)
 
 static void vhost_export_destroy(struct export *export)
 {
-    vhost_export_stop_listening(vhost_export_of(export));
+    struct vhost_export *vhost = vhost_export_of(export);
+
+    vhost_export_stop_listening(vhost);
+    comutex_destroy(&vhost->lock);
+    free(vhost->loops);
 }
 
 static void vhost_export_stop(struct export *export)
@@ -208,3 +218,52 @@ const struct export_type vhost_user_blk_export_type = {
     .resumed = vhost_export_resumed,
     .scratch = vhost_export_scratch,
 };
+
+/* The command vhost-queue-move. */
+
+static int vhost_export_move(struct vhost_export *vhost, const struct vhost_queue_move_args *args, struct error *err)
+{
+    unsigned first = args->has_queue ? (unsigned)args->queue : 0;
+    unsigned end = args->has_queue ? first + 1 : (unsigned)vhost->options->num_queues;
+    struct loop *loops[LOOP_MAX];
+
+    if (args->iothreads.count == 0)
+        return error_set(err, -EINVAL, "iothreads must name at least one");
+    if (end > vhost->options->num_queues)
+        return error_set(err, -EINVAL, "export '%s' has no queue %u", args->id, first);
+    for (size_t i = 0; i < args->iothreads.count; i++) {
+        int result = export_use_iothread(vhost->export, args->iothreads.items[i], &loops[i], err);
+
+        if (result < 0)
+            return result;
+    }
+    comutex_lock(&vhost->lock);
+    for (unsigned i = first; i < end; i++) {
+        vhost->loops[i] = loops[(i - first) % args->iothreads.count];
+        if (vhost->session)
+            vhost_session_move_queue(vhost->session, i, vhost->loops[i]);
+    }
+    comutex_unlock(&vhost->lock);
+    return 0;
+}
+
+int qmp_vhost_queue_move(struct qmp_client *client, const struct vhost_queue_move_args *args, struct json_object **ret,
+                         struct error *err)
+{
+    /* While it lasts no export is removed. */
+    struct change *change = change_new();
+    struct export *export = export_find(args->id);
+    int result;
+
+    (void)client;
+    (void)ret;
+    if (!export)
+        result = error_set(err, -ENOENT, "Export '%s' is not found", args->id);
+    else if (export->type != &vhost_user_blk_export_type || export->stopping)
+        result = error_set(err, -EINVAL, "Export '%s' is %s", args->id,
+                           export->stopping ? "shutting down" : "not of type vhost-user-blk");
+    else
+        result = vhost_export_move(vhost_export_of(export), args, err);
+    change_abort(change);
+    return result;
+}

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/colock.h"
 #include "core/export.h"
 #include "core/list.h"
 #include "core/loop.h"
@@ -23,6 +24,8 @@ struct vhost_export {
     struct vhost_disk disk;
     struct event *listener, *retry;
     struct vhost_session *session;      /* the front end, or NULL */
+    struct loop **loops;                /* of each queue */
+    struct comutex lock;                /* held while the device is being changed */
     int waiting;                        /* the next front end, while the last one is being taken leave of; -1 */
     bool stopping;
     struct list by_loop[LOOP_MAX];      /* running queues: struct vhost_queue, by in_loop; each list its loop's */

@@ -86,6 +86,7 @@ static int handle_set_owner(struct vhost_session *session, union vhost_payload *
     (void)err;
     vhost_device_reset(session);
     vhost_memory_clear(&session->memory);
+    vhost_mapping_destroy(&session->inflight_map);
     return 0;
 }
 

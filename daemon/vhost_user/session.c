@@ -115,7 +115,11 @@ static bool session_carry_out(struct vhost_session *session)
 {
     struct vhost_message *message = &session->message;
     AUTO_ERROR struct error err = {0};
+
+    comutex_lock(&session->owner->lock);
     int result = vhost_handle(session, &err);
+
+    comutex_unlock(&session->owner->lock);
     bool answers = vhost_handle_answers(message->header.request);
     bool ack = !answers && message->header.flags & VHOST_FLAGS_NEED_REPLY &&
                session->protocol & VHOST_BIT(VHOST_PROTOCOL_REPLY_ACK);
@@ -141,9 +145,11 @@ static void session_halt(struct vhost_session *session)
 
     session_complain(session, text);
     free(text);
+    comutex_lock(&session->owner->lock);
     vhost_device_pause(session);
     for (unsigned i = 0; i < session->queue_count; i++)
         session->queues[i].setup.halted = true;
+    comutex_unlock(&session->owner->lock);
     session->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
     session->broken = NULL;
     if (queue->setup.broken >= 0)
@@ -202,7 +208,10 @@ static void session_run(void *arg)
             coroutine_sleep(0);
     }
     session->ending = true;
+    comutex_lock(&owner->lock);
     vhost_device_pause(session);
+    owner->session = NULL;
+    comutex_unlock(&owner->lock);
     session_free(session);
     vhost_export_left(owner);
 }
@@ -228,7 +237,7 @@ void vhost_session_start(struct vhost_export *owner, int fd)
         queue->memory = &session->memory;
         queue->consumer = &owner->export->consumer;
         queue->disk = &owner->disk;
-        queue->loop = owner->export->loops[i % owner->export->loop_count];
+        queue->loop = owner->loops[i];
         queue->setup.size = VHOST_QUEUE_SIZE_DEFAULT;
     }
     vhost_message_init(&session->message);

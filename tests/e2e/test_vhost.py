@@ -154,6 +154,34 @@ class Life(VhostTest):
     def test_killed_packed_direct(self):
         self.kill_under_load("--packed", "--direct", "--segments=3")
 
+    def test_queues_move_under_load(self):
+        self.serve_export()
+        load = self.start_load("--queues=4", "--verify", *MIX.split())
+        for i in range(6):
+            where = [f"iothreads.{k}=t{(i + k) % 4}" for k in range(1 + i % 4)]
+            self.ask("vhost-queue-move", "id=e", *where, *(["queue=2"] if i % 3 == 0 else []))
+        self.assert_fails(self.cairnctl("vhost-queue-move", "id=e", "iothreads.0=t9"), "t9")
+        self.assert_fails(self.cairnctl("vhost-queue-move", "id=e", "iothreads.0=t0", "queue=40"), "has no queue 40")
+        self.assert_fails(self.cairnctl("vhost-queue-move", "id=f", "iothreads.0=t0"), "'f' is not found")
+        load.terminate()
+        _, said = load.communicate(timeout=programs.PATIENCE)
+        self.assertEqual(load.returncode, 0, said)
+
+    def test_graph_changes_under_load(self):
+        """Nodes come and go below a source; each change pauses the queues."""
+        self.serve_export()
+        self.ask("blockdev-add", "driver=raw", "node-name=window", "file=d")
+        self.ask("block-export-add", "type=vhost-user-blk", "id=w", "node-name=window", "writable=true",
+                 "addr.type=unix", "addr.path=window", "num-queues=4", "iothreads.0=t0", "iothreads.1=t1")
+        load = self.start_load("--queues=4", "--verify", *MIX.split())
+        for i in range(6):
+            self.ask("blockdev-add", "driver=delay", "node-name=held", "file=d", f"latency-ns={1000 * i}")
+            self.ask("blockdev-del", "node-name=held")
+            self.ask("block_resize", "node-name=d", f"size={(64 + i) * MIB}")
+        load.terminate()
+        _, said = load.communicate(timeout=programs.PATIENCE)
+        self.assertEqual(load.returncode, 0, said)
+
     def test_resize_is_announced(self):
         self.serve_export()
         load = self.start_load("--span=1M")

@@ -94,7 +94,7 @@ static struct ring ring = {.ops = &ring_ops};
 
 /* Exports. */
 
-static struct loop *loop;
+static struct loop *loop, *world_loops[WORLD_QUEUES];
 static struct socket_address world_address = {.type = SOCKET_ADDRESS_TYPE_UNIX};
 static struct export_options export_options = {
     .u.vhost_user_blk = {
@@ -149,6 +149,10 @@ static void world_export(unsigned i, const char *name, uint64_t latency)
         .options = &export_options.u.vhost_user_blk,
         .waiting = -1,
         .disk = {.id = export->id, .block_mask = 511, .scratch = consumer_scratch(&export->consumer)}};
+    vhosts[i].loops = world_loops;
+    comutex_init(&vhosts[i].lock);
+    for (unsigned q = 0; q < WORLD_QUEUES; q++)
+        world_loops[q] = loop;
     for (unsigned l = 0; l < LOOP_MAX; l++)
         list_init(&vhosts[i].by_loop[l]);
 }
