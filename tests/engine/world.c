@@ -24,6 +24,7 @@ void world_destroy(struct world *world)
 {
     world_forget(world);
     free(world->records);
+    free(world->data);
     free(world->bytes);
 }
 
@@ -72,12 +73,15 @@ static int world_read(void *opaque, enum format_file file, uint64_t offset, void
     struct world *world = opaque;
     int result = world_fails(world);
 
-    (void)file;
     if (result < 0)
         return result;
+    bool apart = file == FORMAT_FILE_DATA && world->data;
+    const unsigned char *bytes = apart ? world->data : world->bytes;
+    uint64_t end = apart ? world->data_size : world->size;
+
     memset(buf, 0, size);
-    if (offset < world->size)
-        memcpy(buf, world->bytes + offset, size < world->size - offset ? size : world->size - offset);
+    if (offset < end)
+        memcpy(buf, bytes + offset, size < end - offset ? size : end - offset);
     return 0;
 }
 

@@ -35,6 +35,8 @@ struct record {
 struct world {
     unsigned char *bytes; /* the image */
     uint64_t size, room;
+    unsigned char *data; /* a data file, only to be read; NULL: its content is in bytes */
+    uint64_t data_size;
     bool recording;
     struct record *records;
     size_t count, records_room;
@@ -75,7 +77,7 @@ struct guest {
 void guest_create(struct guest *guest, struct world *world, const struct qcow2_create_options *options);
 /* The image in the world; 0 or an error. The model is the caller's to set. */
 int guest_open(struct guest *guest, struct world *world, bool backed);
-/* The same for an image with a data file, which the world does not have: only its tables can be looked at. */
+/* The same for an image with a data file, world->data: only to be looked at. */
 int guest_open_data_file(struct guest *guest, struct world *world, bool backed, bool has_data_file);
 void guest_close(struct guest *guest); /* finishes too; a failure of that is ignored */
 void guest_drop(struct guest *guest);  /* as if killed */

@@ -11,11 +11,13 @@
 
 struct sim;
 
-/* Watches the file behind fd (one at a time); after all loops are made. What is there now is durable. */
-void power_watch(struct sim *sim, int fd);
-void power_forget(void);
+#define POWER_FILES 2u
 
-/* What is left after a loss of power now; the caller frees *bytes. */
-void power_fail(unsigned char **bytes, uint64_t *size);
+/* Watches the file behind fd under this number; after all loops are made. What is there now is durable. */
+void power_watch(struct sim *sim, unsigned number, int fd);
+void power_forget(void); /* all */
+
+/* What is left of a file after a loss of power now; the caller frees *bytes. */
+void power_fail(unsigned number, unsigned char **bytes, uint64_t *size);
 
 #endif

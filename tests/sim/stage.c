@@ -269,7 +269,9 @@ void stage_begin(uint64_t seed, bool by_slow, const struct image *image)
     if (stage.below == BELOW_MIDDLE)
         stage.middle = part_of(image_middle.bytes, image_middle.size);
     sim_manner(stage.sim)->delay_max_ns = 1000 << stage_random(11);
-    power_watch(stage.sim, stage.file.fd);
+    power_watch(stage.sim, 0, stage.file.fd);
+    if (stage.data.fd >= 0)
+        power_watch(stage.sim, 1, stage.data.fd);
     loop_set_current(loop_main);
 }
 

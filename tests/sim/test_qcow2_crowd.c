@@ -57,10 +57,12 @@ static void lose_power(void)
     char what[96];
 
     world_init(&world);
-    power_fail(&world.bytes, &world.size);
+    power_fail(0, &world.bytes, &world.size);
+    if (stage.image->data_file)
+        power_fail(1, &world.data, &world.data_size);
     world.room = world.size;
     snprintf(what, sizeof(what), "power lost after %lu requests", (unsigned long)stage.crowd->ended_count);
-    int result = guest_open(&guest, &world, stage.below != BELOW_NOTHING);
+    int result = guest_open_data_file(&guest, &world, stage.below != BELOW_NOTHING, stage.image->data_file);
 
     ck_assert_msg(result == 0 || (stage.faulty && result == -EACCES), "%s: does not open: %d", what, result);
     stage.crashes++;
@@ -76,8 +78,7 @@ static void lose_power(void)
 
 static bool work(struct loop *loop, void *arg)
 {
-    /* What a data file holds is not looked at. */
-    if (stage.file.fd >= 0 && !stage.image->data_file && stage.size_low && stage_random(1500) == 0)
+    if (stage.file.fd >= 0 && stage.size_low && stage_random(1500) == 0)
         lose_power();
     return crowd_work(loop, arg);
 }
