@@ -7,6 +7,7 @@ import select
 import struct
 import subprocess
 import sys
+import threading
 import time
 import unittest
 
@@ -156,6 +157,59 @@ class Throttle(Filters):
         daemon = self.daemon(self.THROTTLED, options=("--object", self.SLOW))
         self.held()
         self.end(daemon)
+
+
+class Threads(Filters):
+    """Filters below several I/O threads, while clients come and go and everything changes."""
+
+    def work(self, export, failures, stop):
+        try:
+            chance = random.Random(export)
+            while not stop.is_set():
+                client = NbdClient(self.path("nbd")).go(export)
+                for _ in range(chance.randrange(1, 30)):
+                    kind = chance.choice((READ, WRITE, FLUSH, TRIM))
+                    length = 0 if kind == FLUSH else 4096
+                    reply = client.do(kind, 0, length, data=bytes(4096) if kind == WRITE else b"")
+                    if reply.error:
+                        raise AssertionError(f"{kind} failed with {reply.error}")
+                client.close()
+        except Exception as error:  # pylint: disable=broad-except
+            failures.append(error)
+
+    def test_all_at_once(self):
+        threads = [f"t{i}" for i in range(3)]
+        options = [part for thread in threads for part in ("--object", f"iothread,id={thread}")]
+        filters = {"driver": "throttle", "throttle-group": "group", "file": {
+            "driver": "copy-on-read", "file": {"driver": "blkdebug", "image": {"driver": "null-co", "size": MIB}}}}
+        daemon = self.daemon(
+            {**filters, "node-name": "a"}, {**filters, "node-name": "b"},
+            {"driver": "quorum", "node-name": "c", "vote-threshold": 2, "children": [
+                {**filters, "throttle-group": "other"} for _ in range(3)]},
+            export=None, options=(*options, "--object", "throttle-group,id=group,limits.iops-total=3000",
+                                  "--object", "throttle-group,id=other,limits.iops-write=2000"))
+        for name in "abc":
+            self.ask("block-export-add", json.dumps({"type": "nbd", "id": name, "node-name": name, "writable": True,
+                                                     "iothreads": threads}))
+        failures, stop = [], threading.Event()
+        workers = [threading.Thread(target=self.work, args=(name, failures, stop)) for name in "abc" * 3]
+        for worker in workers:
+            worker.start()
+        try:
+            for i in range(12):
+                self.ask("qom-set", "path=/objects/group", "property=limits",
+                         json.dumps({"value": {"iops-total": (1, 2000, 0)[i % 3], "bps-read": (1 << 20) * (i % 2)}}))
+                for name in "abc":
+                    self.ask("block_resize", f"node-name={name}", f"size={(2 + i % 2) * MIB}")
+            self.ask("qom-set", "path=/objects/group", "property=limits",
+                     json.dumps({"value": {"iops-total": 0, "bps-read": 0}}))
+        finally:
+            stop.set()
+            for worker in workers:
+                worker.join(programs.PATIENCE)
+        self.assertEqual(failures, [])
+        self.assertFalse(any(worker.is_alive() for worker in workers))
+        self.assertNotIn("Sanitizer", self.end(daemon))
 
 
 class Debug(Filters):
