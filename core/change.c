@@ -28,7 +28,7 @@ uint64_t change_drain_limit_ns = 30000000000u;
 
 /* One change at a time. Set up at the first use: changes run in the main loop only. */
 static struct comutex change_mutex;
-static bool change_mutex_ready;
+static bool change_mutex_ready, change_running;
 
 struct change *change_new(void)
 {
@@ -37,6 +37,7 @@ struct change *change_new(void)
         change_mutex_ready = true;
     }
     comutex_lock(&change_mutex);
+    change_running = true;
     struct change *change = memory_new(struct change);
 
     list_init(&change->actions);
@@ -111,7 +112,13 @@ static void change_free(struct change *change)
     free(change->touched);
     free(change->order);
     free(change);
+    change_running = false;
     comutex_unlock(&change_mutex);
+}
+
+bool change_is_under_way(void)
+{
+    return change_running;
 }
 
 void change_abort(struct change *change)

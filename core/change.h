@@ -32,6 +32,9 @@ struct change_type {
 /* Waits until no other change is under way. Ends with change_apply() or change_abort(). */
 struct change *change_new(void);
 
+/* Whether there is one that has begun and not ended. Main loop. */
+bool change_is_under_way(void);
+
 /* A zeroed action of size bytes at the end of the list; freed by the change after clean(). */
 void *change_add(struct change *change, const struct change_type *type, size_t size);
 

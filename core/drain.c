@@ -155,12 +155,16 @@ static void drain_reach(struct node ***nodes, unsigned *count, struct node *node
     (*nodes)[(*count)++] = node;
 }
 
-/* All that the consumers reach, of which those that hold requests stay. */
+/* All that the consumers reach, and what the change is about, of which those that hold requests stay. */
 static void drain_find_holders(struct drain *drain)
 {
-    struct node **nodes = NULL;
+    struct node **nodes = NULL, *node;
     unsigned count = 0;
 
+    list_for_each(node, &node_registry, in_registry) {
+        if (node->next.affected)
+            drain_reach(&nodes, &count, node);
+    }
     for (unsigned i = 0; i < drain->consumer_count; i++)
         drain_reach(&nodes, &count, drain->consumers[i]->edge.child);
     for (unsigned done = 0; done < count; done++) {
@@ -188,7 +192,7 @@ int drain_begin(struct drain **ret, struct consumer *const *consumers, unsigned 
     TRACE(drain_begin, drain, count);
     drain->limit.expired = drain_is_late;
     drain_find_holders(drain);
-    for (unsigned i = 0; i < LOOP_MAX && count; i++) {
+    for (unsigned i = 0; i < LOOP_MAX && (count || drain->holder_count); i++) {
         if (loop_by_index[i])
             drain->loops[drain->loop_count++] = (struct drain_loop){
                 .ask.run = drain_pause_loop,

@@ -175,14 +175,13 @@ void blkdebug_quiesce(struct node *node, bool begin)
     pthread_mutex_unlock(&debug->guard);
 }
 
-/* In a drain, which began with the state before: nobody is suspended. */
+/* In a drain: nobody is suspended. */
 void blkdebug_adopt(struct node *node, const void *opaque)
 {
     const struct blkdebug *before = opaque;
     struct blkdebug *debug = node->state;
     const struct blkdebug_break *point;
 
-    debug->quiesced = before->quiesced;
     rules_enter_state(debug, before->state);
     list_for_each(point, &before->breaks, link) {
         struct blkdebug_break *copy = memory_new(struct blkdebug_break);

@@ -10,11 +10,14 @@
  * take turns.
  *
  * A queue belongs to its loop, but for `waiting`, which like `turns` is under
- * the node's guard. Flushes and questions pass.
+ * the node's guard. Flushes and questions pass. Nothing is held that a change
+ * waits for: what is held when it drains the node, and what it reads and writes
+ * itself, for which those pay that come later.
  */
 #include <errno.h>
 #include <pthread.h>
 
+#include "core/change.h"
 #include "core/driver.h"
 #include "core/loop.h"
 #include "core/memory.h"
@@ -333,7 +336,7 @@ static enum step throttle_limit(struct throttle *throttle, const struct throttle
         lease_use(queue, need);
         return STEP_DOWN;
     }
-    if (queue->quiesced) {
+    if (queue->quiesced || (req->loop == loop_main && change_is_under_way())) {
         lease_take(queue, rates, need, more);
         lease_add(queue, more);
         lease_use(queue, need);
@@ -419,29 +422,12 @@ static void throttle_close(struct node *node)
     free(throttle->queues);
 }
 
-/* In a drain, which began with the state before. */
-static void throttle_adopt(struct node *node, const void *opaque)
-{
-    const struct throttle *before = opaque;
-    struct throttle *throttle = node->state;
-
-    for (unsigned l = 0; l < LOOP_MAX; l++) {
-        for (unsigned way = 0; way < THROTTLE_WAYS; way++) {
-            const struct throttle_queue *old = &before->queues[l][way];
-
-            if (old->throttle)
-                throttle_queue(throttle, old->loop, way)->quiesced = old->quiesced;
-        }
-    }
-}
-
 const struct driver throttle_driver = {
     .name = "throttle",
     .kind = DRIVER_FILTER,
     .state_size = sizeof(struct throttle),
     .open = throttle_open,
     .close = throttle_close,
-    .adopt = throttle_adopt,
     .quiesce = throttle_quiesce,
     .map = throttle_map,
 };

@@ -153,6 +153,45 @@ class Throttle(Filters):
         self.ask("block-export-del", "id=disk", "mode=hard")
         self.end(daemon)
 
+    def test_changes_do_not_wait(self):
+        """What a change reads and writes itself is not held."""
+        self.run_tool("qemu-img", "create", "-f", "qcow2", "image", "8M")
+        daemon = self.daemon({**self.THROTTLED, "file": {"driver": "file", "filename": "image"}}, export=None,
+                             options=("--object", "throttle-group,id=slow,limits.bps-total=1"))
+        for _ in range(2):
+            self.ask("blockdev-add", "driver=qcow2", "node-name=format", "file=disk")
+            self.ask("block_resize", "node-name=format", f"size={16 * MIB}")
+            self.ask("blockdev-del", "node-name=format")
+        self.ask("blockdev-add", "driver=qcow2", "node-name=format", "file=disk")
+        self.ask("block-export-add", "type=nbd", "id=format", "node-name=format", "writable=true")
+        client = self.client("format")
+        cookies = {client.request(WRITE, offset, 512, data=b"x" * 512) for offset in range(0, MIB, 65536)}
+        self.ask("blockdev-reopen", json.dumps({"options": [
+            {"driver": "qcow2", "node-name": "format", "file": "disk", "lazy-refcounts": True}]}))
+        while cookies:
+            cookies.remove(client.reply(WRITE, 512)[0])
+        self.ask("block-export-del", "id=format", "mode=hard")
+        self.ask("blockdev-del", "node-name=format")
+        self.end(daemon)
+        self.run_tool("qemu-img", "check", "image")
+
+    def test_another_group(self):
+        """Reopened, a node is limited as before, by others."""
+        daemon = self.daemon(self.THROTTLED, options=("--object", self.SLOW, "--object",
+                                                      "throttle-group,id=other,limits.bps-write=1"))
+        self.ask("blockdev-reopen", json.dumps({"options": [{**self.THROTTLED, "throttle-group": "other"}]}))
+        client = self.client()
+        for _ in range(8):
+            client.do(READ, 0, 4096)
+        client.do(WRITE, 0, data=bytes(512))
+        cookie = client.request(WRITE, 0, 512, data=bytes(512))
+        self.assertEqual(select.select([client.socket], [], [], 0.2)[0], [])
+        self.ask("object-del", "id=slow")
+        self.assertIn("in use", self.cairnctl("object-del", "id=other").stderr)
+        self.ask("qom-set", "path=/objects/other", "property=limits", 'value={"bps-write": 0}')
+        self.assertEqual(client.reply(WRITE)[0], cookie)
+        self.end(daemon)
+
     def test_ends_with_requests_held(self):
         daemon = self.daemon(self.THROTTLED, options=("--object", self.SLOW))
         self.held()
