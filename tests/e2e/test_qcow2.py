@@ -324,6 +324,23 @@ class Writes(_Qcow2):
         self.check("disk")
         self.same("disk", model)
 
+    def test_beyond_16_tib(self):
+        """An L1 table that outgrows its place, and offsets that need more than 44 bits."""
+        self.create("disk", size=MIB)
+        daemon = self.open_disk()
+        client = self.client()
+        self.assertEqual(client.do(WRITE, 4096, 4096, data=b"a" * 4096).error, 0)
+        for size in (1 << 40, 60 << 40):
+            self.ask("block_resize", "node-name=disk", f"size={size}")
+            self.assertEqual(client.do(WRITE, size - 70000, 65536, data=b"b" * 65536).error, 0)
+        self.assertEqual(client.do(FLUSH).error, 0)
+        self.assertEqual(client.do(READ, (60 << 40) - 70000, 70000).data, b"b" * 65536 + bytes(4464))
+        client.close()
+        self.stop(daemon)
+        self.check("disk")
+        self.tool("qemu-io", "-f", "qcow2", "-c", "read -P 97 4k 4k", "-c", f"read -P 98 {(60 << 40) - 70000} 65536",
+                  "disk")
+
     def test_space_comes_back(self):
         self.create("disk", size=64 * MIB)
         daemon = self.open_disk(options=",discard=unmap")

@@ -138,13 +138,18 @@ static struct slot *cache_fresh(struct qcow2 *q, struct cache *cache)
     return &cache->slots[cache->hand];
 }
 
+static void cache_advance(struct cache *cache)
+{
+    cache->hand = cache->hand + 1 < cache->ready ? cache->hand + 1 : 0;
+}
+
 /* A clean slot that has not been asked for lately, emptied; NULL if all are dirty or loading. */
 static struct slot *cache_sweep(struct cache *cache)
 {
     for (uint64_t steps = 0; steps < 2ull * cache->ready; steps++) {
         struct slot *slot = &cache->slots[cache->hand];
 
-        cache->hand = cache->hand + 1 < cache->ready ? cache->hand + 1 : 0;
+        cache_advance(cache);
         if (slot->dirty || slot->loading || slot->writing)
             continue;
         if (!slot->key)
@@ -167,7 +172,10 @@ static int cache_take(struct qcow2 *q, struct cache *cache, struct slot **ret)
         slot = &cache->slots[cache->hand];
     if (!slot)
         slot = cache_fresh(q, cache);
-    if (!slot && cache->dirty <= cache->count / 4 * 3)
+    /* The one behind it is probably empty too. */
+    if (slot)
+        cache_advance(cache);
+    else if (cache->dirty <= cache->count / 4 * 3)
         slot = cache_sweep(cache);
     *ret = slot;
     return slot ? 0 : -EBUSY;
@@ -263,6 +271,21 @@ int cache_get(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot **
     atomic_store_explicit(&slot->used, 1, memory_order_relaxed);
     *ret = slot;
     return 0;
+}
+
+void cache_put_zeroes(struct qcow2 *q, struct cache *cache, uint64_t offset, uint64_t length)
+{
+    static const unsigned char zeroes[QCOW2_SLICE_MAX];
+
+    for (uint64_t key = offset; key < offset + length; key += cache->slice_size) {
+        bool room = cache->ready < cache->count || !cache->slots[cache->hand].key;
+        struct slot *slot;
+
+        if (!room || cache_find(cache, key) || cache_take(q, cache, &slot) < 0)
+            return;
+        slot_fill(cache, slot, zeroes);
+        cache_enter(cache, slot, key);
+    }
 }
 
 void cache_clean(struct qcow2 *q, struct cache *cache)

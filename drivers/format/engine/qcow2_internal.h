@@ -241,6 +241,8 @@ int cache_get(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot **
 int cache_get_waiting(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot **ret, bool *waited);
 /* Forgets slices in a range of the file: their content is void. */
 void cache_drop(struct cache *cache, uint64_t offset, uint64_t length);
+/* A range of the file that is known to be zero and not in the cache: its first slices, as far as there is room. */
+void cache_put_zeroes(struct qcow2 *q, struct cache *cache, uint64_t offset, uint64_t length);
 void cache_set_dirty(struct cache *cache, struct slot *slot);
 void slot_begin(struct slot *slot); /* around changes of words that questions may read */
 void slot_end(struct slot *slot);

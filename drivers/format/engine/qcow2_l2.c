@@ -278,6 +278,8 @@ static int l2_table_make(struct qcow2 *q, uint32_t index, uint64_t old)
     cache_drop(&q->l2, offset, size);
     if (old)
         freed_add(q, old, size, q->settings.discard_other);
+    else
+        cache_put_zeroes(q, &q->l2, offset, size);
     l1_set(q, index, offset | QCOW2_COPIED);
     return 0;
 }
