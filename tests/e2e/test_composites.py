@@ -7,8 +7,8 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from filters import Filters
 from nbd_client import *  # noqa: F403
-from test_filters import Filters
 import programs
 
 MIB = 1 << 20

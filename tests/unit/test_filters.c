@@ -189,7 +189,7 @@ static void preallocates_what_there_is(void)
     close_node(node);
 }
 
-/* blklogwrites: what is in the log, tests/e2e/test_filters.py reads. */
+/* blklogwrites: what is in the log, tests/e2e/test_format_filters.py reads. */
 
 static void logs(void)
 {
