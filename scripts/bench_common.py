@@ -103,6 +103,7 @@ class Row:
     cpu_bar: float = 0
     floor: Callable = None
     floor_bar: float = 0
+    server: type = Server
 
 
 def median(samples):
@@ -111,7 +112,7 @@ def median(samples):
 
 def measure(row, folder, options):
     """Rounds of all servers one after the other; the row as a dictionary, judged."""
-    running = [Server(*server[:2], folder, server[2]) for server in row.servers(folder)]
+    running = [row.server(*server[:2], folder, server[2]) for server in row.servers(folder)]
     samples = {server.name: [] for server in running}
     floors = []
     try:
@@ -158,7 +159,9 @@ def show(row):
     print(f"\n{row['name']}: {', '.join(parts)}" + (f": {'met' if row['met'] else 'NOT MET'}" if bars else ""))
     for name, figures in row["servers"].items():
         print(f"  {name:16} {figures['iops']:10.0f}/s {figures['mib_s']:8.0f} MiB/s  p50 {figures['p50_us']:7.1f} us  "
-              f"p99 {figures['p99_us']:8.1f} us  server {figures['server_cpu_us']:7.2f} us  "
+              f"p99 {figures['p99_us']:8.1f} us  " +
+              (f"p99.9 {figures['p999_us']:8.1f} us  " if "p999_us" in figures else "") +
+              f"server {figures['server_cpu_us']:7.2f} us  "
               f"client {figures['client_cpu_us']:7.2f} us" +
               (f"  ready {figures['ready_ms']:5.1f} ms" if "ready_ms" in figures else ""), flush=True)
     for name in row["failed"]:

@@ -230,6 +230,11 @@ class Commands(programs.Program):
         self.assertEqual({export["id"]: export["node-name"] for export in call("query-block-exports")},
                          {"e": "zeroes", "i": "image", "n": "held"})
         self.assertEqual(call("qom-get", path="/exports/e", property="writable"), True)
+        call("block-export-add", type="vhost-user-blk", id="v", node_name="stable", num_queues=2, queue_size=256,
+             addr={"type": "unix", "path": "vhost"}, logical_block_size=4096)
+        call("vhost-queue-move", id="v", iothreads=["t0"], queue=1)
+        call("block-export-del", id="v")
+        self.assertEqual(self.session.event("BLOCK_EXPORT_DELETED"), {"id": "v"})
 
     def io_steps(self):
         call = self.session.call
