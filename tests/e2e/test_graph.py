@@ -115,14 +115,16 @@ class UnderLoad(Graph):
         self.image("a.qcow2")
         self.begin(self.qcow2("a"), base="a")
         self.call("object-add", qom_type="throttle-group", id="g", **{"limits": {"iops-total": 1000000}})
-        kinds = [{"driver": "delay"}, {"driver": "detect-zeroes", "mode": "unmap"},
-                 {"driver": "throttle", "throttle-group": "g"}]
+        kinds = [{"driver": "throttle", "throttle-group": "g"}, {"driver": "copy-on-read"}, {"driver": "blkdebug"},
+                 {"driver": "delay", "jitter-ns": 1000000}, {"driver": "detect-zeroes", "mode": "unmap"}]
         with self.load() as load:
             for number in range(ROUNDS):
                 kind = dict(kinds[number % len(kinds)], **{"node-name": "f"})
                 self.call("source-push", source="disk", filter=kind)
                 load.wait_for(20)
-                self.call("source-push", parent="a", child="file", filter={"driver": "delay", "node-name": "low"})
+                self.call("source-push", parent="a", child="file",
+                          filter={"driver": ("blkdebug", "delay", "throttle")[number % 3], "node-name": "low",
+                                  **({"throttle-group": "g"} if number % 3 == 2 else {})})
                 load.wait_for(20)
                 self.call("source-pop", source="disk", filter="f")
                 self.call("source-pop", parent="a", child="file", filter="low")
@@ -138,7 +140,8 @@ class UnderLoad(Graph):
         variants = [{"cache-size": 65536}, {"l2-cache-size": 1 << 20, "refcount-cache-size": 65536}, {},
                     {"lazy-refcounts": True}, {"discard": "ignore"}, {"detect-zeroes": "unmap"},
                     {"overlap-check": "all", "discard-no-unref": True},
-                    {"file": {"driver": "file", "filename": "a.qcow2", "locking": "off"}}, {"cache": {"no-flush": True}}]
+                    {"file": {"driver": "file", "filename": "a.qcow2", "locking": "off"}},
+                    {"cache": {"no-flush": True}}]
         with self.load() as load:
             for number in range(ROUNDS * 2):
                 self.call("blockdev-reopen", options=[self.qcow2("a", **variants[number % len(variants)])])
