@@ -241,6 +241,45 @@ int export_add(struct change *change, const struct export_options *options, stru
     return result;
 }
 
+/* Moving. */
+
+struct export_moving {
+    struct export *export;
+    char *name;             /* what is not in the options: the new one, then the old one */
+};
+
+/* Options say what the export is. */
+static void export_move_commit(void *action)
+{
+    struct export_moving *moving = action;
+    char *before = moving->export->options->node_name;
+
+    moving->export->options->node_name = moving->name;
+    moving->name = before;
+}
+
+static void export_move_clean(void *action)
+{
+    free(((struct export_moving *)action)->name);
+}
+
+static const struct change_type export_move_type = {
+    .name = "move export", .commit = export_move_commit, .clean = export_move_clean};
+
+int export_move(struct change *change, struct export *export, const char *name, struct error *err)
+{
+    if (export->stopping || export->leaving)
+        return error_set(err, -EBUSY, "Export '%s' is already shutting down", export->id);
+    int result = consumer_move(change, &export->consumer, name, err);
+
+    if (result < 0)
+        return result;
+    struct export_moving *moving = change_add(change, &export_move_type, sizeof(*moving));
+
+    *moving = (struct export_moving){.export = export, .name = memory_string(name)};
+    return 0;
+}
+
 /* Removing. */
 
 static void export_remove_commit(void *action)

@@ -65,6 +65,9 @@ int export_add(struct change *change, const struct export_options *options, stru
  * safe: -EBUSY "Export 'x' still in use" while it has clients. */
 int export_remove(struct change *change, struct export *export, bool hard, struct error *err);
 
+/* Adds to change: the export goes on with another source or node. */
+int export_move(struct change *change, struct export *export, const char *name, struct error *err);
+
 /* By the type, when stop() is through. */
 void export_stopped(struct export *export);
 

@@ -122,13 +122,13 @@ static int graph_change_export(struct change *change, struct export *export, con
 
     if (strcmp(child, "root") != 0)
         return error_set(err, -EINVAL, "Export '%s' has no child '%s': it has root", export->id, child);
-    if (ref->null || export->stopping || export->leaving)
+    if (ref->null)
         return error_set(err, -EINVAL, "Export '%s' cannot be without its child 'root'", export->id);
     if (ref->name)
-        return consumer_move(change, &export->consumer, ref->name, err);
+        return export_move(change, export, ref->name, err);
     int result = graph_ref_node(change, ref, &node, err);
 
-    return result ? result : consumer_move(change, &export->consumer, node->name, err);
+    return result ? result : export_move(change, export, node->name, err);
 }
 
 int graph_blockdev_change(struct change *change, const struct x_blockdev_change_args *args, struct error *err)

@@ -76,6 +76,10 @@ class Graph(programs.Program):
                     seen.add((node["name"], row["name"], edge["node"], edge["perm"], edge["shared-perm"]))
         self.assertEqual(seen, {(names[e["parent"]], e["name"], names[e["child"]], ",".join(e["perm"]),
                                  ",".join(e["shared-perm"])) for e in graph["edges"] if e["parent"] in parents})
+        drawn = self.cairnctl("graph").stdout
+        self.assertTrue(drawn.startswith("digraph cairn {") and drawn.endswith("}\n"), drawn)
+        for edge in graph["edges"]:
+            self.assertIn(f'n{edge["parent"]} -> n{edge["child"]} [label=" {edge["name"]} ', drawn)
         clients = [row["name"] for row in self.call("qom-list", path="/exports/disk") if "nbd-client" in row["type"]]
         self.assertEqual(len(clients), self.call("qom-get", path="/exports/disk", property="clients"))
         self.assertIn(self.call("qom-get", path=f"/exports/disk/{clients[0]}", property="iothread"), ("t0", "t1"))
