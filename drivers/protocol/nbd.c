@@ -70,6 +70,9 @@ static void nbd_destroy(struct nbd *nbd)
 {
     struct nbd_connection *connection;
 
+    /* Whoever posted the last message has let go of it. */
+    pthread_mutex_lock(&nbd->guard);
+    pthread_mutex_unlock(&nbd->guard);
     while ((connection = list_first(&nbd->connections, struct nbd_connection, link)))
         nbd_connection_free(connection);
     free(take_ptr(&nbd->last_error));
@@ -141,7 +144,7 @@ static int nbd_finish_node(struct node *node)
     int result = nbd_do(nbd, &flush);
 
     timer_cancel(&ending.timer);
-    nbd->unfinished = result < 0;
+    nbd->unfinished_ns = result < 0 ? loop_main->now_ns : 0;
     return result;
 }
 
@@ -160,11 +163,9 @@ static enum step nbd_map(struct node *node, struct request *req)
 
     if (unlikely(nbd->traits.block > 1) && !nbd_is_aligned(nbd, req))
         return STEP_SLOW;
-    /* The flush of core that follows finish(): not another wait. */
-    if (unlikely(req->op == REQ_FLUSH) && req->loop == loop_main && nbd->unfinished) {
-        nbd->unfinished = false;
+    /* The flush of core that follows finish() in the same turn: not another wait. */
+    if (unlikely(req->op == REQ_FLUSH) && req->loop == loop_main && nbd->unfinished_ns == loop_main->now_ns)
         return request_up(req, -EIO);
-    }
     struct nbd_frame *frame = request_frame(req, node);
 
     frame->req = req;

@@ -112,7 +112,7 @@ struct nbd {
     unsigned open;                  /* connections that close() waits for */
     struct loop_message breaking;
     bool breaks;                    /* it is posted; guard */
-    bool unfinished;                /* finish() failed: the main loop's */
+    uint64_t unfinished_ns;         /* when finish() failed: the main loop's */
     _Atomic bool quiesced;          /* a drain is under way: nothing is held for long */
     _Atomic unsigned connected;     /* connections that are READY */
     _Atomic uint64_t reconnects;

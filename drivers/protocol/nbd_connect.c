@@ -290,13 +290,31 @@ static struct nbd_traits nbd_read_traits(struct nbd_handle *handle)
     return traits;
 }
 
-/* Whether the export is as good as what the node was made from. */
-static bool nbd_serves(const struct nbd_traits *now, const struct nbd_traits *node)
+/* What the export has not that the node was made from, or NULL. */
+static const char *nbd_lacks(const struct nbd_traits *now, const struct nbd_traits *node)
 {
-    return now->size == node->size && now->block <= node->block && now->transfer >= node->transfer &&
-           now->read_only <= node->read_only && now->multi >= node->multi && now->flush >= node->flush &&
-           now->fua >= node->fua && now->trim >= node->trim && now->zero >= node->zero &&
-           now->fast_zero >= node->fast_zero && now->cache >= node->cache && now->status >= node->status;
+    const struct {
+        bool has, needs;
+        const char *what;
+    } abilities[] = {
+        {now->block <= node->block, true, "blocks as small"},
+        {now->transfer >= node->transfer, true, "requests as large"},
+        {!now->read_only, !node->read_only, "writes"},
+        {now->multi, node->multi, "several connections"},
+        {now->flush, node->flush, "flushes"},
+        {now->fua, node->fua, "forced unit access"},
+        {now->trim, node->trim, "discards"},
+        {now->zero, node->zero, "write-zeroes"},
+        {now->fast_zero, node->fast_zero, "fast zeroes"},
+        {now->cache, node->cache, "cache hints"},
+        {now->status, node->status, "block status"},
+    };
+
+    for (unsigned i = 0; i < array_size(abilities); i++) {
+        if (abilities[i].needs && !abilities[i].has)
+            return abilities[i].what;
+    }
+    return NULL;
 }
 
 /* The node's first connection says what the export is; later ones must find it again. */
@@ -304,18 +322,16 @@ static int nbd_examine(struct nbd_connection *connection)
 {
     struct nbd *nbd = connection->nbd;
     struct nbd_traits traits = nbd_read_traits(connection->handle);
-    bool first = nbd->traits.block == 0;
+    const char *lacks;
 
-    if (first)
+    if (nbd->traits.block == 0)
         nbd->traits = traits;
-    else if (!nbd_serves(&traits, &nbd->traits)) {
-        free(connection->reason);
-        connection->reason = memory_format("the export is another one than before: %" PRIu64 " bytes, not %" PRIu64
-                                           ", or it allows less",
-                                           traits.size, nbd->traits.size);
-        return -EIO;
-    }
-    return 0;
+    if (traits.size != nbd->traits.size)
+        connection->reason =
+            memory_format("the export had %" PRIu64 " bytes before, and has %" PRIu64, nbd->traits.size, traits.size);
+    else if ((lacks = nbd_lacks(&traits, &nbd->traits)))
+        connection->reason = memory_format("the export allowed %s before, and does not now", lacks);
+    return connection->reason ? -EIO : 0;
 }
 
 static int nbd_connect_to(struct nbd_connection *connection, const struct socket_target *target)
@@ -327,8 +343,10 @@ static int nbd_connect_to(struct nbd_connection *connection, const struct socket
         nbd_note(connection);
     else
         result = nbd_shake_hands(connection);
-    if (result == 0)
+    if (result == 0) {
+        free(take_ptr(&connection->reason));
         result = nbd_examine(connection);
+    }
     if (result < 0) {
         nbd_disconnect(connection);
         return -EIO;

@@ -106,6 +106,34 @@ class Data(_NbdDriver):
         self.assertEqual(client.do(TRIM, 2 * MIB, 262144).error, 0)
         self.assertEqual(os.stat(self.path("image")).st_blocks, 0)
 
+    def test_reopen(self):
+        """Other options, and another server, while clients write."""
+        self.qemu_nbd()
+        self.start_daemon()
+        client, rng = self.client(), random.Random(SEED)
+        model = bytearray(SIZE)
+        self.load([client], model, rng, 50)
+        first, options = self.server, {"driver": "nbd", "node-name": "disk", "discard": "unmap", "export": "disk",
+                                       "server": {"type": "unix", "path": self.path("first")}, "reconnect-delay": 60}
+        os.rename(self.path("server"), self.path("first"))
+        self.ask("blockdev-reopen", json.dumps({"options": [options]}))
+        self.load([client], model, rng, 50)
+        # The same image by another server: what was acknowledged is there.
+        self.nbdkit()
+        options["server"]["path"] = self.path("server")
+        self.ask("blockdev-reopen", json.dumps({"options": [options]}))
+        first.kill()
+        first.wait()
+        self.load([client], model, rng, 50)
+        self.assertEqual(client.do(FLUSH).error, 0)
+        self.assert_stored(model)
+        options["export"] = "nope"
+        self.kill_server()
+        self.cairn()
+        programs.wait_until(lambda: self.property("connected"), "the connection")
+        self.assert_fails(self.cairnctl("blockdev-reopen", json.dumps({"options": [options]})), "no export named 'nope'")
+        self.load([client], model, rng, 50)
+
     def test_tcp(self):
         """Host name and port; many requests in flight."""
         with socket.socket() as free:

@@ -119,7 +119,7 @@ class Loss(_NbdDriver):
         self.kill_server()
         os.truncate(self.path("image"), SIZE // 2)
         self.qemu_nbd()
-        programs.wait_until(lambda: "another one than before" in self.property("last-error"), "an attempt")
+        programs.wait_until(lambda: f"had {SIZE} bytes before, and has {SIZE // 2}" in self.property("last-error"), "an attempt")
         self.assertEqual(client.do(READ, 0, 4096).error, EIO)
         self.kill_server()
         os.truncate(self.path("image"), SIZE)
@@ -148,6 +148,15 @@ class Loss(_NbdDriver):
         client.request(READ, 0, 4096)
         time.sleep(0.2)
         self.end(self.daemon)
+
+    def test_the_daemon_ends_while_the_server_hangs(self):
+        self.qemu_nbd()
+        self.start_daemon()
+        client = self.client()
+        self.assertEqual(client.do(WRITE, 0, data=bytes(4096)).error, 0)
+        self.server.send_signal(signal.SIGSTOP)
+        client.close()
+        self.assertIn("'disk' is removed although its last flush failed", self.end(self.daemon))
 
     def test_a_loop_that_ends(self):
         """The connection goes on where there is work, and outlives the iothread where it was."""
