@@ -76,31 +76,47 @@ static void freed_lower(struct qcow2 *q, const struct freed *freed)
         while (last < end && freed->discard && refcount_get(q, last, &count) == 0 && count == 1)
             last++;
         /* While they still count nobody gets these clusters: the hole cannot come too late. */
-        if (last > cluster)
+        if (last > cluster) {
+            tables_unlock(q);
             q->io->discard(q->world, FORMAT_FILE_IMAGE, cluster << bits, (last - cluster) << bits);
-        else
+            tables_lock(q);
+        } else {
             last++;
+        }
         if (refcount_add(q, cluster, last - cluster, -1) < 0)
             return;
         cluster = last;
     }
 }
 
+/* Takes what waited off the list and lowers it. One at a time does so, since it lets go of the lock. */
+static void freed_take(struct qcow2 *q)
+{
+    struct freed_list *list = &q->freed;
+    size_t count = list->waiting;
+    struct freed *items = q->io->alloc(q->world, count * sizeof(*items));
+
+    if (!items)
+        return;
+    memcpy(items, list->items, count * sizeof(*items));
+    list->count -= count;
+    list->removed += count;
+    list->durable -= count;
+    list->waiting = 0;
+    memmove(list->items, list->items + count, list->count * sizeof(*list->items));
+    list->reaping = true;
+    for (size_t i = 0; i < count; i++)
+        freed_lower(q, &items[i]);
+    list->reaping = false;
+    q->io->release(q->world, items);
+}
+
 void freed_reap(struct qcow2 *q)
 {
     struct freed_list *list = &q->freed;
 
-    if (list->waiting && q->io->grace_over(q->world, list->grace)) {
-        size_t waiting = list->waiting;
-
-        for (size_t i = 0; i < waiting; i++)
-            freed_lower(q, &list->items[i]);
-        list->count -= waiting;
-        list->removed += waiting;
-        list->durable -= waiting;
-        list->waiting = 0;
-        memmove(list->items, list->items + waiting, list->count * sizeof(*list->items));
-    }
+    if (list->waiting && !list->reaping && q->io->grace_over(q->world, list->grace))
+        freed_take(q);
     if (!list->waiting && list->durable) {
         list->waiting = list->durable;
         list->grace = q->io->grace_begin(q->world);

@@ -115,6 +115,7 @@ struct freed_list { /* in order of freeing */
     uint64_t grace;
     uint64_t removed; /* how many have left the list: items have numbers */
     uint64_t sealed;  /* number of the first that may still grow */
+    bool reaping;     /* somebody gives clusters back */
 };
 
 /* Host clusters that hold metadata: what guest data must never hit. */
@@ -292,7 +293,7 @@ int freed_add(struct qcow2 *q, uint64_t offset, uint64_t length, bool discard);
 int freed_reserve(struct qcow2 *q, size_t more); /* room for so many freed_add() that cannot fail then */
 uint64_t freed_seal(struct qcow2 *q);            /* the number of the next that is freed */
 void freed_durable(struct qcow2 *q, uint64_t end); /* the references of all with smaller numbers are gone on disk */
-void freed_reap(struct qcow2 *q);                /* lowers what is due */
+void freed_reap(struct qcow2 *q); /* lowers what is due; may let go of the lock meanwhile */
 
 /* qcow2_overlap.c */
 int overlap_add(struct qcow2 *q, uint64_t offset, uint64_t length);

@@ -163,6 +163,7 @@ int qcow2_write_begin(struct qcow2 *q, uint64_t offset, uint64_t length, struct 
     *ret = (struct write_plan){.guest = offset, .length = length, .file = qcow2_data_file(q)};
     ret->cluster = qcow2_align_down(offset, q->geometry.cluster_size);
     tables_lock(q);
+    freed_reap(q);
     int result = l2_get_writable(q, offset, &place);
 
     if (result == 0)

@@ -300,7 +300,6 @@ int clusters_alloc(struct qcow2 *q, uint64_t wanted, bool all, uint64_t *offset,
     uint64_t first, virgin = q->alloc.virgin;
 
     image_step(q, FORMAT_CLUSTER_ALLOC);
-    freed_reap(q);
     *count = wanted;
     int result = is_long ? clusters_find_long(q, wanted, &first) : clusters_find(q, wanted, all, &first, count);
 
