@@ -405,6 +405,12 @@ static bool reopen_same_children(const struct node *a, const struct node *b)
            (a->child_count == 0 || memcmp(a->children, b->children, a->child_count * sizeof(*a->children)) == 0);
 }
 
+/* What was found when it was opened may be otherwise now: damage, a file that could not be written. */
+static bool reopen_is_worth_it(const struct node *node)
+{
+    return node->flags & NODE_CORRUPTED || (node->flags & NODE_READ_ONLY && !node->options->read_only);
+}
+
 static int reopen_ask_driver(struct reopen_walk *walk)
 {
     struct node_reopening *reopening = walk->reopening;
@@ -412,7 +418,7 @@ static int reopen_ask_driver(struct reopen_walk *walk)
     int result = REOPEN_AGAIN;
 
     /* Nothing at all: nobody need be disturbed. */
-    if (!(node->flags & NODE_CORRUPTED) && reopen_same_children(walk->before, next) &&
+    if (!reopen_is_worth_it(node) && reopen_same_children(walk->before, next) &&
         option_equal(&node_options_type, walk->before->options, next->options)) {
         node->next.self = reopening->previous;
         return 0;

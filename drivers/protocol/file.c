@@ -189,8 +189,9 @@ int file_reopen(struct node *node, struct node *next, int locking_before, int lo
 {
     const struct node_options *is = node->options, *wanted = next->options;
     const struct file *file = node->state;
+    bool could_not_write = node->flags & NODE_READ_ONLY && !is->read_only;
 
-    if (is->read_only == wanted->read_only && is->auto_read_only == wanted->auto_read_only &&
+    if (!could_not_write && is->read_only == wanted->read_only && is->auto_read_only == wanted->auto_read_only &&
         file_is_direct(node) == file_is_direct(next) && is->force_share == wanted->force_share &&
         locking_before == locking)
         return REOPEN_KEPT;

@@ -148,6 +148,8 @@ class Reopen(programs.Program):
         self.unexport()
         self.refused("Permission denied", "blockdev-reopen", options=[self.file()])
         os.chmod(self.path("raw"), 0o644)
+        self.reopen(auto)
+        self.assertFalse(self.call("qom-get", path="/nodes/file", property="read-only"))
         self.reopen(self.file())
         self.export("file")
         self.assertEqual(self.client().do(WRITE, MIB, data=b"x" * 512).error, 0)

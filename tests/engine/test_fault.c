@@ -34,6 +34,24 @@ static const struct qcow2_create_options layouts[] = {
 #define LAYOUTS (sizeof(layouts) / sizeof(layouts[0]))
 #define CASES (LAYOUTS * sizeof(faults) / sizeof(faults[0]))
 
+/* Other settings, which nothing that is written may be lost for; every second time they are dropped at the end. */
+static int change_settings(struct guest *guest, uint64_t l2_cache, bool lazy, bool commit)
+{
+    struct qcow2_settings settings = {.l2_cache = l2_cache, .refcount_cache = l2_cache, .lazy_refcounts = lazy};
+    struct qcow2_change *change = NULL;
+    char text[256];
+
+    /* As the image says where it is version 2. */
+    settings.has_lazy_refcounts = guest->world->bytes[7] == 3;
+    int result = qcow2_change_prepare(guest->q, &settings, &change, text);
+
+    if (result == 0 && commit)
+        qcow2_change_commit(guest->q, change);
+    else if (result == 0)
+        qcow2_change_abort(guest->q, change);
+    return result;
+}
+
 /* One of everything. Returns how many operations failed. */
 static unsigned work(struct guest *guest)
 {
@@ -43,13 +61,17 @@ static unsigned work(struct guest *guest)
     failed += guest_write(guest, 3 * SECTOR, SECTOR) < 0;
     failed += guest_write(guest, 2 * cluster, 3 * cluster) < 0;
     failed += guest_flush(guest) < 0;
+    failed += guest_write(guest, 6 * cluster, SECTOR) < 0;
+    failed += change_settings(guest, 1, true, true) < 0;
     failed += guest_zero(guest, 2 * cluster, cluster, true) < 0;
     failed += guest_discard(guest, 3 * cluster, cluster) < 0;
     failed += guest_flush(guest) < 0;
     failed += guest_compress(guest, 10 * cluster, 3 * cluster) < 0;
     failed += guest_compress(guest, 11 * cluster, cluster) < 0;
     failed += guest_write(guest, 12 * cluster, SECTOR) < 0;
+    failed += change_settings(guest, 0, false, false) < 0;
     failed += guest_write(guest, 70 * cluster, 2 * cluster) < 0;
+    failed += change_settings(guest, 0, false, true) < 0;
     failed += guest_zero(guest, 4 * cluster, cluster, false) < 0;
     failed += guest_resize(guest, guest->size + 70 * cluster) < 0;
     failed += guest_write(guest, guest->size - SECTOR, SECTOR) < 0;
