@@ -23,12 +23,18 @@ void vhost_message_init(struct vhost_message *message)
     message->received = 0;
 }
 
-void vhost_message_reset(struct vhost_message *message)
+void vhost_message_drop_fds(struct vhost_message *message)
 {
     for (unsigned i = 0; i < message->fd_count; i++) {
         if (message->fds[i] >= 0)
             close(message->fds[i]);
     }
+    message->fd_count = 0;
+}
+
+void vhost_message_reset(struct vhost_message *message)
+{
+    vhost_message_drop_fds(message);
     vhost_message_init(message);
 }
 

@@ -15,12 +15,15 @@ struct error;
 struct vhost_message {
     struct vhost_header header;
     union vhost_payload payload;
-    int fds[VHOST_FDS_MAX];         /* closed by vhost_message_reset(), unless taken */
+    int fds[VHOST_FDS_MAX];         /* -1: taken */
     unsigned fd_count;
     size_t received;                /* bytes of header and payload */
 };
 
 void vhost_message_init(struct vhost_message *message);
+
+/* Closes the fds that were not taken. */
+void vhost_message_drop_fds(struct vhost_message *message);
 
 /* Forgets it, and closes its fds. */
 void vhost_message_reset(struct vhost_message *message);

@@ -193,8 +193,8 @@ static void queue_stop_on_loop(struct vhost_queue *queue)
 
 void vhost_queue_resumed(struct vhost_queue *queue)
 {
-    if (queue->spare.first) {
-        /* Nothing is in flight after a drain. */
+    /* Something is still in flight when the drain came to nothing; then the old slots go on to do. */
+    if (queue->spare.first && queue->slots.busy == 0) {
         slots_clear(&queue->slots, queue->setup.size);
         queue->slots = queue->spare;
         queue->spare = (struct vhost_slots){0};

@@ -46,7 +46,7 @@ static void session_ready(struct ring_op *op, int result)
 
 static void session_wait(struct vhost_session *session, unsigned events)
 {
-    if (session->ending || session->broken)
+    if (session->ending)
         return;
     session->nudged = false;
     session->ready.complete = session_ready;
@@ -120,6 +120,7 @@ static bool session_carry_out(struct vhost_session *session)
     int result = vhost_handle(session, &err);
 
     comutex_unlock(&session->owner->lock);
+    vhost_message_drop_fds(message);
     bool answers = vhost_handle_answers(message->header.request);
     bool ack = !answers && message->header.flags & VHOST_FLAGS_NEED_REPLY &&
                session->protocol & VHOST_BIT(VHOST_PROTOCOL_REPLY_ACK);

@@ -493,6 +493,21 @@ class BadFrontEnds(programs.Program):
             pass
         self.ask("query-version")
 
+    def test_one_who_never_reads_and_breaks_a_queue(self):
+        front = self.front().good()
+        front.socket.setblocking(False)
+        message = struct.pack("=III", GET_FEATURES, VERSION, 0) * 100
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            try:
+                front.socket.sendall(message)
+            except BlockingIOError:
+                break
+        CHAINS["an empty buffer"](front)
+        front.show(0)
+        time.sleep(0.1)
+        self.ask("query-version")
+
     def test_flood(self):
         front = self.front().negotiate()
         message = struct.pack("=III", SET_OWNER, VERSION, 0) * 1000
