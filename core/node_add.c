@@ -93,7 +93,8 @@ static void node_add_commit(void *action)
 
     list_remove(&adding->node->in_registry);
     list_append(&node_registry, &adding->node->in_registry);
-    object_attach(&adding->node->object, node_object_type(adding->node->driver), object_container("nodes"), adding->node->name, NULL);
+    object_attach(&adding->node->object, node_object_type(adding->node->driver), object_container("nodes"),
+                  adding->node->name, NULL);
     object_attach(&adding->node->child_objects, &object_container_type, &adding->node->object, "children", NULL);
 }
 
@@ -210,9 +211,9 @@ static int node_add_child(const struct option_field *field, const char *name, st
         result = (child = node_lookup(ref->name, children->err)) ? 0 : -ENODEV;
     else
         result = node_add_at(children->change, ref->node, place, &child, children->err);
-    return result < 0 ? result
-                      : node_attach_child(children->change, children->node, name, field->child_role, child,
-                                          children->err);
+    return result < 0
+               ? result
+               : node_attach_child(children->change, children->node, name, field->child_role, child, children->err);
 }
 
 static int node_add_children(struct change *change, struct node *node, unsigned depth, struct error *err)
@@ -239,7 +240,8 @@ static int node_check_options(const struct node_options *options, struct node_pl
         return result;
     if (options->node_name)
         return node_check_name(options->node_name, err);
-    return place.inside || place.implicit ? 0 : error_set(err, -EINVAL, "'node-name' must be specified for the root node");
+    return place.inside || place.implicit ? 0
+                                          : error_set(err, -EINVAL, "'node-name' must be specified for the root node");
 }
 
 struct node *node_new(struct node_options *options, bool implicit)
@@ -335,8 +337,8 @@ static int node_add_backing(struct change *change, struct node *node, struct nod
 }
 
 /* A chain is followed in a loop: its length is its images' matter, the stack is ours. */
-int node_add_at(struct change *change, const struct node_options *options, struct node_place place,
-                       struct node **ret, struct error *err)
+int node_add_at(struct change *change, const struct node_options *options, struct node_place place, struct node **ret,
+                struct error *err)
 {
     AUTO_FREE struct node **chain = NULL;
     unsigned count = 0;

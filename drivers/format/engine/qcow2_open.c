@@ -79,8 +79,7 @@ int caches_make(struct qcow2 *q, const struct qcow2_settings *settings, struct c
     int result = cache_init(q, l2, qcow2_min(most, all), slice);
 
     if (result == 0)
-        result =
-            cache_init(q, refcounts, settings->refcount_cache ? settings->refcount_cache : REFCOUNT_CACHE, slice);
+        result = cache_init(q, refcounts, settings->refcount_cache ? settings->refcount_cache : REFCOUNT_CACHE, slice);
     return result;
 }
 

@@ -169,8 +169,7 @@ uint64_t file_ahead(struct qcow2 *q, uint64_t end)
 {
     uint64_t step = file_step(q);
 
-    if (q->alloc.growing || end + step / 2 <= q->alloc.file_size ||
-        q->alloc.file_size + step > QCOW2_HOST_MAX)
+    if (q->alloc.growing || end + step / 2 <= q->alloc.file_size || q->alloc.file_size + step > QCOW2_HOST_MAX)
         return 0;
     q->alloc.growing = true;
     return q->alloc.file_size + step;
