@@ -62,8 +62,11 @@ static char *node_image_name(const struct node *node)
         node = child->child;
     }
     const char *filename = node_own_filename(node);
+    struct object_value uri;
 
-    return filename ? memory_string(filename) : memory_format("%s://", node->driver->name);
+    if (filename)
+        return memory_string(filename);
+    return object_get(&node->object, "uri", &uri, NULL) == 0 ? uri.string : memory_format("%s://", node->driver->name);
 }
 
 /* What is read where the node, or the first format below its filters, has nothing. */

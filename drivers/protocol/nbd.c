@@ -4,8 +4,10 @@
  */
 #include "drivers/protocol/nbd.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/coroutine.h"
@@ -246,7 +248,45 @@ static int nbd_get_last_error(const struct object *object, struct object_value *
     return 0;
 }
 
+/* As RFC 3986 wants it: the caller's. */
+static char *nbd_uri_encode(const char *text)
+{
+    static const char plain[] = "-._~/:@";
+    char *encoded = memory_array(strlen(text) + 1, 3), *end = encoded;
+
+    for (; *text; text++) {
+        if (isalnum((unsigned char)*text) || strchr(plain, *text))
+            *end++ = *text;
+        else
+            end += sprintf(end, "%%%02X", (unsigned char)*text);
+    }
+    return encoded;
+}
+
+/* The NBD URI of the export, which other programs take as well. */
+static int nbd_show_uri(const struct object *object, struct object_value *ret, struct error *err)
+{
+    const struct nbd_options *options = nbd_of(object)->options;
+    const struct socket_address *server = options->server;
+    AUTO_FREE char *export = nbd_uri_encode(options->export);
+
+    (void)err;
+    ret->kind = OBJECT_STRING;
+    if (server->type == SOCKET_ADDRESS_TYPE_UNIX) {
+        AUTO_FREE char *path = nbd_uri_encode(server->u.unix_.path);
+
+        ret->string = memory_format("nbd+unix:///%s?socket=%s", export, path);
+    } else {
+        bool bracketed = strchr(server->u.inet.host, ':') != NULL;
+
+        ret->string = memory_format("nbd://%s%s%s:%s/%s", bracketed ? "[" : "", server->u.inet.host,
+                                    bracketed ? "]" : "", server->u.inet.port, export);
+    }
+    return 0;
+}
+
 static const struct object_property nbd_properties[] = {
+    {"uri", "string", nbd_show_uri, NULL},
     {"connected", "bool", nbd_get_connected, NULL},
     {"connections", "uint64", nbd_get_connections, NULL},
     {"reconnects", "uint64", nbd_get_reconnects, NULL},

@@ -21,6 +21,8 @@ class Data(_NbdDriver):
     def test_qemu_nbd(self):
         self.qemu_nbd()
         self.round_trip()
+        uri = f"nbd+unix:///disk?socket={self.path('server')}"
+        self.assertEqual([node["file"] for node in self.ask("query-named-block-nodes")], [uri])
         # It allows several connections: each loop has one of its own.
         programs.wait_until(lambda: self.property("connections") == 2, "a connection for each loop")
 
