@@ -173,6 +173,33 @@ static void play_hole_punched_late(void)
     request(REQ_WRITE, OTHERS * cluster, cluster);
 }
 
+/*
+ * A host cluster whose only compressed data was discarded gets its hole, while
+ * another compressed write finds room in it.
+ */
+static void play_hole_punched_where_compressed_data_goes(void)
+{
+    finish(crowd_submit(stage.crowd, REQ_WRITE, REQ_COMPRESSED, 0, cluster));
+    request(REQ_DISCARD, 0, cluster);
+    for (unsigned i = 0; i < 3; i++) {
+        request(REQ_FLUSH, 0, 0);
+        coroutine_sleep(10000000);
+    }
+    hold(SIM_FALLOCATE);
+    struct crowd_slot *plain = crowd_submit(stage.crowd, REQ_WRITE, 0, 2 * cluster, cluster);
+
+    wait_until_held();
+    struct crowd_slot *late = crowd_submit(stage.crowd, REQ_WRITE, REQ_COMPRESSED, cluster, cluster);
+
+    coroutine_sleep(10000000);
+    sim_release(stage.sim);
+    finish(plain);
+    finish(late);
+    request(REQ_READ, cluster, cluster);
+    for (unsigned i = 2; i <= OTHERS; i++)
+        request(REQ_WRITE, i * cluster, cluster);
+}
+
 static void control(void *arg)
 {
     (void)arg;
@@ -189,7 +216,7 @@ static void control(void *arg)
 
 static void (*const plays[])(void) = {
     play_write_versus_discard,  play_read_versus_discard, play_allocating_write_versus_discard,
-    play_two_allocating_writes, play_hole_punched_late,
+    play_two_allocating_writes, play_hole_punched_late,   play_hole_punched_where_compressed_data_goes,
 };
 
 /* On images with whole clusters and with subclusters. */
@@ -222,6 +249,7 @@ RACE(read_versus_discard, 1)
 RACE(allocating_write_versus_discard, 2)
 RACE(two_allocating_writes, 3)
 RACE(hole_punched_late, 4)
+RACE(hole_punched_where_compressed_data_goes, 5)
 
 int main(void)
 {
@@ -237,6 +265,7 @@ int main(void)
     tcase_add_loop_test(cases, allocating_write_versus_discard, 0, 4);
     tcase_add_loop_test(cases, two_allocating_writes, 0, 4);
     tcase_add_loop_test(cases, hole_punched_late, 0, 4);
+    tcase_add_loop_test(cases, hole_punched_where_compressed_data_goes, 0, 4);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
 

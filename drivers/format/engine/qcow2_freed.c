@@ -77,6 +77,11 @@ static void freed_lower(struct qcow2 *q, const struct freed *freed)
             last++;
         /* While they still count nobody gets these clusters: the hole cannot come too late. */
         if (last > cluster) {
+            uint64_t packed = q->alloc.packed >> bits;
+
+            /* Nor must compressed data find room there. */
+            if (packed >= cluster && packed < last)
+                q->alloc.packed = 0;
             tables_unlock(q);
             q->io->discard(q->world, FORMAT_FILE_IMAGE, cluster << bits, (last - cluster) << bits);
             tables_lock(q);
