@@ -120,15 +120,17 @@ class UnderLoad(Graph):
         self.begin(self.qcow2("a"), base="a")
         self.call("object-add", qom_type="throttle-group", id="g", **{"limits": {"iops-total": 1000000}})
         kinds = [{"driver": "throttle", "throttle-group": "g"}, {"driver": "copy-on-read"}, {"driver": "blkdebug"},
-                 {"driver": "delay", "jitter-ns": 1000000}, {"driver": "detect-zeroes", "mode": "unmap"}]
+                 {"driver": "delay", "jitter-ns": 1000000}, {"driver": "detect-zeroes", "mode": "unmap"},
+                 {"driver": "compress"}, {"driver": "blkdebug", "align": 4096, "max-transfer": 16384}]
+        low = [{"driver": "blkdebug"}, {"driver": "delay"}, {"driver": "throttle", "throttle-group": "g"},
+               {"driver": "preallocate", "prealloc-size": 1 << 20}]
         with self.load() as load:
             for number in range(ROUNDS):
                 kind = dict(kinds[number % len(kinds)], **{"node-name": "f"})
                 self.call("source-push", source="disk", filter=kind)
                 load.wait_for(20)
                 self.call("source-push", parent="a", child="file",
-                          filter={"driver": ("blkdebug", "delay", "throttle")[number % 3], "node-name": "low",
-                                  **({"throttle-group": "g"} if number % 3 == 2 else {})})
+                          filter=dict(low[number % len(low)], **{"node-name": "low"}))
                 load.wait_for(20)
                 self.call("source-pop", source="disk", filter="f")
                 self.call("source-pop", parent="a", child="file", filter="low")
