@@ -97,6 +97,84 @@ START_TEST(messages_of_each_thread_in_order)
 }
 END_TEST
 
+/* Leavers: one that leaves at once, and one that takes its time. */
+
+struct stayer {
+    struct loop_leaver leaver;
+    struct timer timer;
+    struct loop_message message;
+    struct loop *loop;
+    bool slow;
+    _Atomic unsigned told, left, late;
+};
+
+static void stayer_late(struct loop_message *message)
+{
+    atomic_fetch_add(&container_of(message, struct stayer, message)->late, 1);
+}
+
+/* What is posted as the last thing is still read. */
+static void stayer_left(struct stayer *stayer)
+{
+    ck_assert_ptr_eq(loop_current(), stayer->loop);
+    loop_leave(&stayer->leaver);
+    stayer->message.run = stayer_late;
+    loop_post(stayer->loop, &stayer->message);
+    atomic_fetch_add(&stayer->left, 1);
+}
+
+static void stayer_timer(struct timer *timer)
+{
+    stayer_left(container_of(timer, struct stayer, timer));
+}
+
+static void stayer_told(struct loop_leaver *leaver)
+{
+    struct stayer *stayer = container_of(leaver, struct stayer, leaver);
+
+    atomic_fetch_add(&stayer->told, 1);
+    stayer->timer.expired = stayer_timer;
+    if (stayer->slow)
+        timer_set(&stayer->timer, stayer->loop, stayer->loop->now_ns + 20000000);
+    else
+        stayer_left(stayer);
+}
+
+static void leavers(enum loop_ring kind)
+{
+    AUTO_ERROR struct error err = {0};
+    struct stayer stayers[3] = {{.slow = true}, {.slow = false}, {.slow = true}};
+    struct loop *main_loop, *loop;
+
+    loop_set_ring(kind);
+    ck_assert_int_eq(loop_create(&main_loop, "main", NULL, &err), 0);
+    ck_assert_int_eq(loop_create(&loop, "io", NULL, &err), 0);
+    for (unsigned i = 0; i < array_size(stayers); i++) {
+        stayers[i].loop = loop;
+        stayers[i].leaver.leave = stayer_told;
+        loop_stay(loop, &stayers[i].leaver);
+    }
+    ck_assert_int_eq(loop_start_thread(loop, &err), 0);
+    usleep(10000);
+    for (unsigned i = 0; i < array_size(stayers); i++)
+        ck_assert_uint_eq(atomic_load(&stayers[i].told), 0);
+    loop_stop_thread(loop);
+    for (unsigned i = 0; i < array_size(stayers); i++) {
+        ck_assert_uint_eq(atomic_load(&stayers[i].told), 1);
+        ck_assert_uint_eq(atomic_load(&stayers[i].left), 1);
+        ck_assert_uint_eq(atomic_load(&stayers[i].late), 1);
+    }
+    loop_destroy(loop);
+    loop_destroy(main_loop);
+}
+
+START_TEST(the_thread_waits_for_those_who_stay)
+{
+    leavers(LOOP_RING_THREADS);
+    leavers(LOOP_RING_AUTO);
+}
+END_TEST
+
 START_TEST(at_most_so_many_loops)
 {
     AUTO_ERROR struct error err = {0};
@@ -120,7 +198,8 @@ END_TEST
 
 int main(void)
 {
-    const TTest *const all[] = {messages_of_each_thread_in_order, at_most_so_many_loops};
+    const TTest *const all[] = {messages_of_each_thread_in_order, the_thread_waits_for_those_who_stay,
+                                at_most_so_many_loops};
     Suite *suite = suite_create("loops");
     TCase *tests = tcase_create("loops");
 
