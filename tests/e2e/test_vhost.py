@@ -2,6 +2,7 @@
 """vhost-user-blk exports, under cairn-vhost-bench."""
 import json
 import os
+import socket
 import sys
 import time
 import unittest
@@ -12,9 +13,10 @@ from programs import wait_until
 from vhost_client import MIX, VhostTest as _VhostTest
 
 MIB = 1 << 20
-# Requests of each load; the full proof is CAIRN_VHOST_COUNT=10000000.
-COUNT = os.environ.get("CAIRN_VHOST_COUNT", "1000")
-KILLS = int(os.environ.get("CAIRN_VHOST_KILLS", "3"))
+SANITIZED = "-" in os.path.basename(programs.BUILD)
+# Requests of each load, and how often the daemon dies; a long run has more.
+COUNT = os.environ.get("CAIRN_VHOST_COUNT", "300" if SANITIZED else "1000")
+KILLS = int(os.environ.get("CAIRN_VHOST_KILLS", "1" if SANITIZED else "3"))
 
 LOADS = [
     "",
@@ -74,7 +76,7 @@ class Loads(VhostTest):
             with self.subTest(load):
                 result = self.bench("--verify", "--seconds=600", "--count", COUNT, *MIX.split(), *load.split(), *options)
                 self.assertEqual(result["requests"], int(COUNT))
-                self.assertGreater(result["verified_blocks"], 500)
+                self.assertGreater(result["verified_blocks"], int(COUNT) // 2)
 
     def test_split(self):
         self.verify()
@@ -191,6 +193,15 @@ class Life(VhostTest):
         out, said = load.communicate(timeout=programs.PATIENCE)
         self.assertEqual(load.returncode, 0, said)
         self.assertIn(str(128 * MIB), out)
+
+    def test_inherited_socket(self):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.path("vhost"))
+            listener.listen()
+            self.daemon = self.start("--blockdev", "null-co,node-name=d", "--export",
+                                     "vhost-user-blk,id=e,node-name=d,addr.type=fd,addr.str=" + str(listener.fileno()),
+                                     pass_fds=[listener.fileno()])
+            self.bench("--count=100")
 
     def test_options(self):
         process = self.start("--blockdev", "null-co,node-name=d", "--export",
