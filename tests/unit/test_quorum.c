@@ -140,9 +140,9 @@ static void writes_to_all(void)
 
 static void counts_failures(void)
 {
-    static const char *const one[] = {",'inject-error':[{'event':'none','iotype':'write','errno':28},"
-                                      "{'event':'none','iotype':'flush'}]",
-                                      "", ""};
+    static const char broken[] = ",'inject-error':[{'event':'none','iotype':'write','errno':28},"
+                                 "{'event':'none','iotype':'flush'}]";
+    static const char *const one[] = {broken, "", ""};
     static const char *const two[] = {",'inject-error':[{'event':'none','iotype':'write','errno':28}]", "",
                                       ",'inject-error':[{'event':'none','iotype':'write'}]"};
     struct edge edge = {.child = NULL};
