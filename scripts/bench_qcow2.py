@@ -84,6 +84,9 @@ def full(bench, folder, name):
     path = os.path.join(folder, name + ".qcow2")
     if not os.path.exists(path):
         tool("qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", bench.make_file(folder, "cairn"), path)
+        # What waits in the page cache would be written back under the first load.
+        with open(path, "rb") as disk:
+            os.fsync(disk.fileno())
     return path
 
 
