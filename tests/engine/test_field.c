@@ -5,6 +5,7 @@
 #include <check.h>
 #include <endian.h>
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,10 @@
 #include "tests/engine/world.h"
 
 #define REFTABLE_FIELDS 48u /* in the header: offset and clusters of the refcount table, 12 bytes */
+
+/* As ck_assert(), which costs a system call even when all is well. */
+#define ensure_msg(what, ...) ((what) ? (void)0 : ck_abort_msg(__VA_ARGS__))
+#define ensure(what) ensure_msg(what, "%s", #what)
 
 static uint64_t random_state = 7;
 
@@ -26,10 +31,10 @@ static void check_image(struct guest *guest, uint64_t leaks, const char *what)
     struct qcow2_check_result check;
     uint64_t differs = guest_compare(guest);
 
-    ck_assert_msg(differs == UINT64_MAX, "%s: sector %lu differs", what, (unsigned long)differs);
-    ck_assert_int_eq(qcow2_check(guest->q, false, &check), 0);
-    ck_assert_msg(check.corruptions == 0, "%s: %lu corruptions", what, (unsigned long)check.corruptions);
-    ck_assert_msg(check.leaks <= leaks, "%s: %lu leaks", what, (unsigned long)check.leaks);
+    ensure_msg(differs == UINT64_MAX, "%s: sector %lu differs", what, (unsigned long)differs);
+    ensure((qcow2_check(guest->q, false, &check)) == 0);
+    ensure_msg(check.corruptions == 0, "%s: %lu corruptions", what, (unsigned long)check.corruptions);
+    ensure_msg(check.leaks <= leaks, "%s: %lu leaks", what, (unsigned long)check.leaks);
 }
 
 /* --- A table is published before it is refcounted, and then there is no space --- */
@@ -42,19 +47,18 @@ static const struct qcow2_create_options tight = {
 static void tight_make(struct world *world, uint64_t *at)
 {
     struct guest guest;
-    unsigned char before[12];
+    unsigned char before[12], *old = malloc(WORLD_FILE_MAX);
 
+    must(old);
     world_init(world);
     guest_create(&guest, world, &tight);
     memcpy(before, world->bytes + REFTABLE_FIELDS, sizeof(before));
     for (*at = 0; *at < tight.size; *at += TIGHT_STEP) {
-        unsigned char *old = malloc(world->size);
         uint64_t old_size = world->size;
 
-        must(old);
         memcpy(old, world->bytes, old_size);
-        ck_assert_int_eq(guest_write(&guest, *at, TIGHT_STEP), 0);
-        ck_assert_int_eq(guest_flush(&guest), 0);
+        ensure((guest_write(&guest, *at, TIGHT_STEP)) == 0);
+        ensure((guest_flush(&guest)) == 0);
         if (memcmp(before, world->bytes + REFTABLE_FIELDS, sizeof(before)) != 0) {
             guest_drop(&guest);
             world_resize(world, old_size);
@@ -62,7 +66,6 @@ static void tight_make(struct world *world, uint64_t *at)
             free(old);
             return;
         }
-        free(old);
     }
     ck_abort_msg("the refcount table never grew");
 }
@@ -79,8 +82,8 @@ static bool tight_fails(const struct world *full, uint64_t at, int code, bool fo
     world_init(&world);
     world_resize(&world, full->size);
     memcpy(world.bytes, full->bytes, full->size);
-    ck_assert_int_eq(guest_open(&guest, &world, false), 0);
-    ck_assert_int_eq(guest_read(&guest, 0, guest.model, guest.size), 0);
+    ensure((guest_open(&guest, &world, false)) == 0);
+    ensure((guest_read(&guest, 0, guest.model, guest.size)) == 0);
     world.calls = 0;
     world.fail_at = number;
     world.fail_code = code;
@@ -90,24 +93,24 @@ static bool tight_fails(const struct world *full, uint64_t at, int code, bool fo
     failed += guest_flush(&guest) < 0;
     bool reached = world.calls >= number;
 
-    ck_assert_msg(!for_ever || !reached || failed, "%s: nobody was told", what);
+    ensure_msg(!for_ever || !reached || failed, "%s: nobody was told", what);
     world.fail_at = 0;
     if (!qcow2_is_corrupted(guest.q)) {
-        ck_assert_msg(guest_flush(&guest) == 0, "%s: a later flush fails", what);
+        ensure_msg(guest_flush(&guest) == 0, "%s: a later flush fails", what);
         check_image(&guest, UINT64_MAX, what);
         /* What was given out twice would show now. */
         for (unsigned i = 0; i < 40; i++)
-            ck_assert_int_eq(guest_write(&guest, (at + i * TIGHT_STEP) % tight.size, TIGHT_STEP), 0);
+            ensure((guest_write(&guest, (at + i * TIGHT_STEP) % tight.size, TIGHT_STEP)) == 0);
         check_image(&guest, UINT64_MAX, what);
-        ck_assert_int_eq(qcow2_finish(guest.q), 0);
+        ensure((qcow2_finish(guest.q)) == 0);
     }
     guest_drop(&guest);
     struct guest again;
     int result = guest_open(&again, &world, false);
 
-    ck_assert_msg(result == 0 || world.reports, "%s: does not open again: %d", what, result);
+    ensure_msg(result == 0 || world.reports, "%s: does not open again: %d", what, result);
     if (result == 0) {
-        ck_assert_int_eq(guest_read(&again, 0, again.model, again.size), 0);
+        ensure((guest_read(&again, 0, again.model, again.size)) == 0);
         check_image(&again, UINT64_MAX, what);
         guest_drop(&again);
     }
@@ -137,7 +140,7 @@ static bool punched_live[WORLD_FILE_MAX / 4096];
 static void punch(void *opaque, enum format_file file, uint64_t offset, uint64_t length)
 {
     for (uint64_t at = offset; at < offset + length; at += 4096)
-        ck_assert_msg(!punched_live[at / 4096], "a hole at 0x%lx, which is in use", (unsigned long)at);
+        ensure_msg(!punched_live[at / 4096], "a hole at 0x%lx, which is in use", (unsigned long)at);
     punched++;
     world_io.discard(opaque, file, offset, length);
 }
@@ -149,9 +152,9 @@ static void note_live(void)
 
     memset(punched_live, 0, sizeof(punched_live));
     for (uint64_t at = 0; at < punched_guest->size; at += 4096) {
-        ck_assert_int_eq(qcow2_load(punched_guest->q, at, 4096, &mapping), 0);
+        ensure((qcow2_load(punched_guest->q, at, 4096, &mapping)) == 0);
         if (mapping.kind == MAPPING_DATA) {
-            ck_assert_msg(!punched_live[mapping.host / 4096], "two places share 0x%lx", (unsigned long)mapping.host);
+            ensure_msg(!punched_live[mapping.host / 4096], "two places share 0x%lx", (unsigned long)mapping.host);
             punched_live[mapping.host / 4096] = true;
         }
     }
@@ -170,7 +173,7 @@ START_TEST(hole_punched_late_onto_a_reused_cluster)
     world_init(&world);
     guest_create(&guest, &world, &options);
     qcow2_close(guest.q);
-    ck_assert_int_eq(qcow2_open(&guest.q, &io, &world, &settings, text), 0);
+    ensure((qcow2_open(&guest.q, &io, &world, &settings, text)) == 0);
     punched_guest = &guest;
     for (unsigned i = 0; i < 4000; i++) {
         uint64_t at = random_below(64) * 4096,
@@ -179,21 +182,21 @@ START_TEST(hole_punched_late_onto_a_reused_cluster)
         world.grace_held = random_below(3) == 0;
         switch (random_below(4)) {
         case 0:
-            ck_assert_int_eq(guest_discard(&guest, at, length), 0);
+            ensure((guest_discard(&guest, at, length)) == 0);
             break;
         case 1:
-            ck_assert_int_eq(guest_flush(&guest), 0);
+            ensure((guest_flush(&guest)) == 0);
             break;
         default:
-            ck_assert_int_eq(guest_write(&guest, at, length), 0);
+            ensure((guest_write(&guest, at, length)) == 0);
             break;
         }
         note_live();
-        ck_assert_msg(i % 50 || guest_compare(&guest) == UINT64_MAX, "content is lost after %u requests", i);
+        ensure_msg(i % 50 || guest_compare(&guest) == UINT64_MAX, "content is lost after %u requests", i);
     }
     ck_assert_uint_gt(punched, 100);
     world.grace_held = false;
-    ck_assert_int_eq(qcow2_finish(guest.q), 0);
+    ensure((qcow2_finish(guest.q)) == 0);
     check_image(&guest, 0, "at the end");
     guest_drop(&guest);
     world_destroy(&world);
@@ -220,17 +223,17 @@ START_TEST(file_grows_with_each_flush)
     for (unsigned i = 0; i < 3000; i++) {
         uint64_t at = i % 16 * 16384;
 
-        ck_assert_int_eq(guest_write(&guest, at, 16384), 0);
-        ck_assert_int_eq(guest_flush(&guest), 0);
-        ck_assert_int_eq(i % 3 ? guest_discard(&guest, at, 16384) : guest_zero(&guest, at, 16384, true), 0);
+        ensure((guest_write(&guest, at, 16384)) == 0);
+        ensure((guest_flush(&guest)) == 0);
+        ensure((i % 3 ? guest_discard(&guest, at, 16384) : guest_zero(&guest, at, 16384, true)) == 0);
         if (i % 2)
-            ck_assert_int_eq(guest_flush(&guest), 0);
+            ensure((guest_flush(&guest)) == 0);
         if (i == 300)
             early = world.size;
     }
     ck_assert_uint_eq(world.size, early);
-    ck_assert_int_eq(qcow2_finish(guest.q), 0);
-    ck_assert_int_eq(qcow2_check(guest.q, false, &check), 0);
+    ensure((qcow2_finish(guest.q)) == 0);
+    ensure((qcow2_check(guest.q, false, &check)) == 0);
     ck_assert_uint_eq(check.leaks, 0);
     check_image(&guest, 0, "at the end");
     guest_drop(&guest);
@@ -248,7 +251,7 @@ static void small_image(struct world *world)
 
     world_init(world);
     guest_create(&guest, world, &options);
-    ck_assert_int_eq(guest_write(&guest, 0, 65536), 0);
+    ensure((guest_write(&guest, 0, 65536)) == 0);
     guest_close(&guest);
 }
 
@@ -283,12 +286,12 @@ START_TEST(tables_outside_the_file)
     poke(&world, table->place, value | (_i / 4 == 2 ? UINT64_C(1) << 63 : 0));
     int result = guest_open(&guest, &world, false);
 
-    ck_assert_msg(table->opens == (result == 0), "%s at 0x%lx: %d", table->what, (unsigned long)value, result);
+    ensure_msg(table->opens == (result == 0), "%s at 0x%lx: %d", table->what, (unsigned long)value, result);
     if (result == 0) {
         bool read = guest_read(&guest, 0, buf, sizeof(buf)) == 0, written = guest_write(&guest, 131072, 4096) == 0;
 
-        ck_assert_msg(!written && world.reports == 1, "%s at 0x%lx: was used", table->what, (unsigned long)value);
-        ck_assert_msg(read == (_i / 4 == 3), "%s at 0x%lx: read", table->what, (unsigned long)value);
+        ensure_msg(!written && world.reports == 1, "%s at 0x%lx: was used", table->what, (unsigned long)value);
+        ensure_msg(read == (_i / 4 == 3), "%s at 0x%lx: read", table->what, (unsigned long)value);
         ck_assert_uint_eq(world.size, size);
         guest_drop(&guest);
     }
@@ -307,7 +310,7 @@ START_TEST(live_table_is_handed_out)
     small_image(&world);
     /* The refcount of cluster _i is 0. */
     memset(world.bytes + 0x2000 + 2 * _i, 0, 2);
-    ck_assert_int_eq(guest_open(&guest, &world, false), 0);
+    ensure((guest_open(&guest, &world, false)) == 0);
     memcpy(before, world.bytes, sizeof(before));
     ck_assert_int_lt(guest_write(&guest, 131072, 4096), 0);
     ck_assert(qcow2_is_corrupted(guest.q));
@@ -331,6 +334,9 @@ int main(void)
     tcase_add_loop_test(cases, file_grows_with_each_flush, 0, 4);
     tcase_add_loop_test(cases, tables_outside_the_file, 0, 16);
     tcase_add_loop_test(cases, live_table_is_handed_out, 0, 5);
+    /* Images that are made again and again take the same memory. */
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
     suite_add_tcase(suite, cases);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
