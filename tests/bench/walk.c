@@ -35,14 +35,14 @@
 #define BAR_REQUEST 40.0
 #define BAR_LAYER 5.0
 
-struct walk_slot {
+union walk_slot {
     struct request req;
-    unsigned char scratch[WALK_SCRATCH];
+    unsigned char room[sizeof(struct request) + WALK_SCRATCH];
 } __attribute__((aligned(64)));
 
 static struct loop *loop;
 static struct consumer consumer;
-static struct walk_slot slots[WALK_SLOTS];
+static union walk_slot slots[WALK_SLOTS];
 static unsigned char buffer[WALK_BYTES];
 static struct iovec iov = {.iov_base = buffer, .iov_len = sizeof(buffer)};
 static uint64_t walked;
