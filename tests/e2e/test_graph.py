@@ -247,7 +247,9 @@ class Quorum(Graph):
                 self.call("x-blockdev-change", parent="q", child=place, node=None)
                 self.assertEqual(sorted(self.children()), [f"children.{i}" for i in range(3) if i != number % 3])
                 load.wait_for(20)
-            # What it missed it is given, while nobody writes.
+            # What it missed it is given, while nobody writes: by a program that sees what is in the file.
+            with NbdClient(self.path("nbd")).go("disk") as client:
+                self.assertEqual(client.do(FLUSH).error, 0)
             rest = next(iter(self.children().values()))
             self.call("blockdev-del", node_name=out)
             subprocess.run(["qemu-img", "convert", "-U", "-O", "qcow2", rest + ".qcow2", out + ".qcow2"],
