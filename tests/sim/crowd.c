@@ -359,7 +359,7 @@ struct crowd *crowd_new(struct sim *sim)
     crowd->sim = sim;
     crowd->limit = UINT64_MAX;
     crowd->discards = (unsigned)sim_random(sim, 150);
-    crowd->compressed = sim_chance(sim, 300) ? 100 : 0;
+    crowd->compressed = sim_chance(sim, 300) ? 300 : 0;
     for (unsigned i = 0; i < CROWD_HOT; i++)
         crowd->hot[i] = sim_random(sim, CROWD_DISK_MAX);
     crowd->bytes = memory_zero(CROWD_DISK_MAX);
