@@ -362,7 +362,9 @@ static int loop_make_ring(struct loop *loop, struct error *err)
             error_move(err, &refused);
             return result;
         }
-        log_debug("%s: %s; using threads", loop->name, refused.text);
+        /* Once: what is refused to the main loop, the first, is refused to all. */
+        if (!loop_main || loop_main == loop)
+            log_info("%s: %s; using threads", loop->name, refused.text);
     }
     if (!loop->events) {
         int result = loop_make_events(loop, err);

@@ -94,7 +94,7 @@ static void request_report(const struct request *req, struct consumer_loop *loca
         .operation = req->stat_op == REQ_READ || req->stat_op == REQ_STATUS ? BLOCK_IO_ERROR_OPERATION_READ
                                                                             : BLOCK_IO_ERROR_OPERATION_WRITE,
         .action = BLOCK_IO_ERROR_ACTION_REPORT,
-        .nospace = result == -ENOSPC,
+        .nospace = result == -ENOSPC || result == -EDQUOT || result == -EFBIG,
         .reason = strerror(-result),
     };
 
