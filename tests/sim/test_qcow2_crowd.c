@@ -26,7 +26,11 @@
 #include "tests/sim/ring_sim.h"
 #include "tests/sim/stage.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#define SEEDS 20
+#else
 #define SEEDS 64
+#endif
 #define REQUESTS 400
 
 static unsigned long seeds = SEEDS, requests = REQUESTS;
