@@ -150,6 +150,21 @@ void change_forget_edge(struct change *change, struct edge *edge)
     }
 }
 
+static int change_check_nodes(const struct change *change, struct error *err)
+{
+    for (unsigned i = 0; i < change->order_count; i++) {
+        struct node *node = change->order[i];
+
+        if (!node->driver->check || node->flags & NODE_REMOVED)
+            continue;
+        int result = node->driver->check(node, err);
+
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
 static int change_check(struct change *change, struct error *err)
 {
     int result = change_order(change, err);
@@ -158,6 +173,8 @@ static int change_check(struct change *change, struct error *err)
         result = change_permissions(change, err);
     if (result == 0)
         result = change_scratch(change, err);
+    if (result == 0)
+        result = change_check_nodes(change, err);
     return result < 0 ? result : change_claim(change, err);
 }
 

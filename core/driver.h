@@ -13,7 +13,7 @@
  *   reopen                        main loop; may wait. Others use the node meanwhile.
  *   backing, children_changed     main loop; backing may wait.
  *   grow                          any loop, in a coroutine; may wait.
- *   permissions, claim            main loop; must not wait. permissions looks at options, flags and the edge's name
+ *   permissions, claim, check     main loop; must not wait. permissions looks at options, flags and the edge's name
  *                                 only: node may be one that is not open yet.
  *   map, after                    any loop, several at once; must not wait, allocate or lock.
  *   slow                          any loop, several at once, in a coroutine of that loop; may wait.
@@ -93,6 +93,9 @@ struct driver {
     void (*children_changed)(struct node *node);
     /* io: the defaults for kind and role on entry. Optional. */
     void (*permissions)(const struct node *node, const struct edge *edge, struct permission *io);
+    /* Whether the node can be what it would be in the change under way: its options (node_next()), its children and
+     * what is below them (next_child). Main loop, must not wait. Optional. */
+    int (*check)(struct node *node, struct error *err);
     /* What the whole node takes and shares has changed (file locks follow). With commit false it only
      * tries: it may fail, and must leave what the old graph needs in force; then called once
      * more with commit true, which gives up what is no longer needed and cannot fail. */

@@ -93,7 +93,10 @@ struct request {
     void (*done)(struct request *req);      /* line 2. Last touch of the graph; may free or reuse req */
     struct request *next;           /* link for whoever holds it */
     struct ring_op ring;            /* used by the protocol driver that submits it */
-    struct extent_list *extents;    /* REQ_STATUS */
+    union {
+        struct extent_list *extents;    /* REQ_STATUS */
+        const struct node *bottom;      /* REQ_FILL of a read: the lowest layer to keep data of; NULL: all */
+    };
     uint64_t started_ns;            /* loop clock at submit */
     uint64_t total;                 /* length at submit, for statistics */
     uint16_t scratch_used, scratch_size;    /* bytes of frames */

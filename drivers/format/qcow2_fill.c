@@ -2,11 +2,13 @@
  * qcow2: reads that keep what they read (REQ_FILL, for copy-on-read). What
  * came from the backing node is written here too, whole clusters of it, where
  * under the range lock there is still nothing. So a write that has overtaken
- * the read is never undone. Zeroes become zero clusters.
+ * the read is never undone. Zeroes become zero clusters. Of a request with a
+ * bottom, only clusters count of which a part comes from the layers down to it.
  *
  * That nothing could be kept is no fault of the read.
  */
 #include "core/iov.h"
+#include "core/memory.h"
 #include "drivers/format/qcow2.h"
 
 #define FILL_IOVS 64u
@@ -68,21 +70,56 @@ static int fill_from_disk(const struct fill *fill, uint64_t cluster)
     return result;
 }
 
+/* Whether a layer below has what begins at fill->offset, down to the bottom of the request; cuts fill->length to what is
+ * alike. Backing nodes are constant while something is under way. */
+static int fill_find(struct fill *fill, bool *ret)
+{
+    const struct node *bottom = fill->req->bottom, *node = fill->disk->node;
+    struct disk *disk = fill->disk;
+
+    *ret = false;
+    while (!*ret && node != bottom) {
+        uint64_t part = disk_backing_part(disk, fill->offset, fill->length);
+        struct mapping map;
+
+        if (part == 0)
+            return 0;
+        fill->length = part;
+        for (node = disk->backing->child; node->filtered;)
+            node = node->filtered->child;
+        *ret = !bottom || node->driver != fill->disk->node->driver;
+        if (*ret)
+            return 0;
+        disk = node->state;
+        int result = disk_ask(disk, fill->offset, fill->length, &map);
+
+        if (result < 0)
+            return result;
+        fill->length = map.length;
+        *ret = map.kind != MAPPING_UNALLOCATED;
+    }
+    return 0;
+}
+
 /* What is not here, of a range that begins at fill->offset: a part of it, fill->length bytes. */
 static int fill_part(struct fill *fill)
 {
     struct disk *disk = fill->disk;
     uint64_t skip = fill->offset % disk->cluster_size, cluster = fill->offset - skip;
     struct mapping map;
+    bool found;
     int result = disk_ask(disk, fill->offset, fill->length, &map);
 
     if (result < 0)
         return result;
     fill->length = map.length;
-    if (map.kind != MAPPING_UNALLOCATED || disk_backing_part(disk, fill->offset, map.length) == 0)
+    if (map.kind != MAPPING_UNALLOCATED)
         return 0;
-    if (skip == 0 && map.length >= disk->cluster_size && fill->req->iov_count) {
-        fill->length -= map.length % disk->cluster_size;
+    result = fill_find(fill, &found);
+    if (result < 0 || !found)
+        return result;
+    if (skip == 0 && fill->length >= disk->cluster_size && fill->req->iov_count) {
+        fill->length -= fill->length % disk->cluster_size;
         return fill_from_request(fill);
     }
     if (fill->length > fill_cluster(disk, cluster) - skip)

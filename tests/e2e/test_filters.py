@@ -30,6 +30,26 @@ class Simple(Filters):
         self.assertLessEqual(os.stat(self.path("image")).st_blocks, 3 * MIB // 512)
         self.end(daemon)
 
+    def test_delay_and_changes(self):
+        """A change does not wait for what is held, and neither does what comes after it."""
+        daemon = self.daemon({"driver": "null-co", "size": MIB, "node-name": "null"},
+                             {"driver": "delay", "node-name": "disk", "write-ns": 10**10, "file": "null"})
+        client = self.client()
+        for more in (1, 2):
+            client.request(WRITE, 0, 512, data=bytes(512))
+            client.request(WRITE, 512, 512, data=bytes(512))
+            self.assertEqual(client.do(READ, 0, 512).error, 0)
+            self.ask("block_resize", "node-name=null", f"size={(more + 1) * MIB}")
+            for _ in range(2):
+                self.assertEqual(client.reply(WRITE)[1].error, 0)
+        client.request(WRITE, 0, 512, data=bytes(512))
+        self.ask("blockdev-reopen", json.dumps({"options": [
+            {"driver": "delay", "node-name": "disk", "file": "null", "flush-ns": 1}]}))
+        self.assertEqual(client.reply(WRITE)[1].error, 0)
+        self.assertEqual(client.do(WRITE, 0, data=bytes(512)).error, 0)
+        self.assertEqual(client.do(FLUSH).error, 0)
+        self.end(daemon)
+
     def test_delay(self):
         daemon = self.daemon({"driver": "delay", "node-name": "disk", "read-ns": 100000000,
                               "file": {"driver": "null-co", "size": MIB}})

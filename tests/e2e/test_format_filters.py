@@ -164,6 +164,124 @@ class Formats(Filters):
         self.assertIn("identical", self.run_tool("qemu-img", "compare", "image", "base"))
         self.run_tool("qemu-img", "check", "image")
 
+    def test_copy_on_read_of_a_backing_that_comes(self):
+        options = self.overlay()
+        options["file"]["backing"] = None
+        raw = {"driver": "raw", "node-name": "view", "file": options["file"]}
+        daemon = self.daemon({"driver": "file", "node-name": "base", "filename": "base", "read-only": True},
+                             options | {"file": raw})
+        client = self.client()
+        self.assertEqual(client.do(READ, 0, 512).data, bytes(512))
+        self.ask("x-blockdev-change", "parent=image", "child=backing", "node=base")
+        self.assertEqual(client.do(READ, 65536, 512).data[0], 1)
+        self.end(daemon)
+        self.assertEqual(self.allocated("image"), [(65536, 131072, False)])
+
+    def chain(self, **more):
+        """disk (copy-on-read) over image over upper over a filter over lower over base; expected content."""
+        overlay = self.overlay()
+        with open(self.path("base"), "rb") as base:
+            expected = bytearray(base.read())
+        os.rename(self.path("image"), self.path("lower"))
+        self.run_tool("qemu-img", "create", "-f", "qcow2", "-F", "qcow2", "-b", "lower", "-o", "cluster_size=4096",
+                      "upper", "3M")
+        self.run_tool("qemu-img", "create", "-f", "qcow2", "-F", "qcow2", "-b", "upper", "image", "4M")
+        expected[3 * MIB:] = bytes(MIB)
+        for image, byte, start, end in (("lower", 5, 65536, 3 * 65536), ("lower", 5, 3 * MIB, 4 * MIB),
+                                        ("upper", 6, 2 * MIB, 2 * MIB + 4096), ("upper", 0, 128 * 1024, 192 * 1024)):
+            self.run_tool("qemu-io", "-f", "qcow2", "-c", f"write -P {byte} {start} {end - start}", image)
+            if image == "upper" or start < MIB:
+                expected[start:end] = bytes([byte]) * (end - start)
+        below = {}
+        for image in ("lower", "upper", "image"):
+            below = {"driver": "qcow2", "node-name": image, "file": {"driver": "file", "filename": image},
+                     "backing": below or {"driver": "raw", "node-name": "base",
+                                          "file": {"driver": "file", "filename": "base"}}}
+            if image == "lower":
+                below = {"driver": "delay", "node-name": "filter", "file": below}
+        return overlay | {"file": below} | more, bytes(expected)
+
+    def test_copy_on_read_bottom(self):
+        # What each keeps of reads in small parts of: nothing but base; lower; zeroes in upper; base around 4 KiB of
+        # upper; what lower has behind the end of upper.
+        reads = ((0, 512), (100000, 512), (130 * 1024, 512), (2 * MIB + 100, 1000), (2 * MIB + 8192, 512),
+                 (MIB, 65536), (3 * MIB + 512, 512))
+        lower, zero, upper = (65536, 131072, False), (131072, 196608, True), (2 * MIB, 2 * MIB + 65536, False)
+        all_of_base = [(0, 131072, False), zero, (MIB, MIB + 65536, True), upper]
+        for bottom, kept in (("image", []), ("upper", [zero, upper]), ("lower", [lower, zero, upper]),
+                             ("base", all_of_base), (None, all_of_base)):
+            with self.subTest(bottom=bottom):
+                options, expected = self.chain(**({"bottom": bottom} if bottom else {}))
+                daemon = self.daemon(options)
+                client = self.client()
+                for offset, length in reads:
+                    for _ in range(2):
+                        self.assertEqual(client.do(READ, offset, length).data, expected[offset:offset + length])
+                self.assertEqual(client.do(READ, 0, 4 * MIB).data if bottom == "image" else expected, expected)
+                client.close()
+                self.end(daemon)
+                self.assertEqual(self.allocated("image"), kept)
+                self.run_tool("qemu-img", "check", "image")
+                os.remove(self.path("lower"))
+
+    def test_copy_on_read_bottom_of_long_reads(self):
+        options, expected = self.chain(bottom="lower")
+        daemon = self.daemon(options)
+        client = self.client()
+        self.assertEqual(client.do(READ, 10, 4 * MIB - 20).data, expected[10:-10])
+        client.do(CACHE, 0, 4 * MIB)
+        self.end(daemon)
+        self.assertEqual(self.allocated("image"), [
+            (65536, 131072, False), (131072, 196608, True), (2 * MIB, 2 * MIB + 65536, False)])
+
+    def test_copy_on_read_bottom_and_changes(self):
+        """It is a layer of the chain, whatever changes there."""
+        options, expected = self.chain()
+        daemon = self.daemon(options, options=("--object", "throttle-group,id=g"))
+        client = self.client()
+        described, = self.ask("query-node-options", "node-name=disk")
+
+        def refused(error, command, **arguments):
+            before = self.ask("query-block-graph")
+            self.assertIn(error, self.cairnctl(command, json.dumps(arguments)).stderr)
+            self.assertEqual(self.ask("query-block-graph"), before)
+
+        for bottom, error in (("none", "bottom=none is not in the backing chain below node 'disk'"),
+                              ("disk", "bottom=disk is not in the backing chain"), ("", "bottom="),
+                              ("filter", "bottom=filter is a filter")):
+            refused(error, "blockdev-reopen", options=[described | {"bottom": bottom}])
+        self.ask("blockdev-reopen", json.dumps({"options": [described | {"bottom": "upper"}]}))
+        described, = self.ask("query-node-options", "node-name=disk")
+        self.assertEqual(described["bottom"], "upper")
+        client.do(READ, 65536, 512)
+        # Below it all may change, above it too, and it may not go.
+        self.ask("blockdev-add", json.dumps({"driver": "throttle", "node-name": "more", "throttle-group": "g",
+                                             "file": "lower"}))
+        self.ask("x-blockdev-change", json.dumps({"parent": "filter", "child": "file", "node": "more"}))
+        self.ask("blockdev-add", json.dumps({"driver": "delay", "node-name": "above", "file": "image"}))
+        self.ask("x-blockdev-change", json.dumps({"parent": "disk", "child": "file", "node": "above"}))
+        described, = self.ask("query-node-options", "node-name=disk")
+        self.assertEqual(described["bottom"], "upper")
+        gone = {"parent": "image", "child": "backing", "node": "lower"}
+        refused("bottom=upper is not in the backing chain below node 'disk'", "x-blockdev-change", **gone)
+        refused("bottom=upper is not in the backing chain below node 'disk'", "transaction",
+                actions=[{"type": "x-blockdev-change", "data": gone}], **{"dry-run": True})
+        self.assertEqual(client.do(READ, 0, 4 * MIB).data, expected)
+        self.ask("transaction", json.dumps({"actions": [
+            {"type": "blockdev-reopen", "data": {"options": [described | {"bottom": "lower"}]}},
+            {"type": "x-blockdev-change", "data": gone}]}))
+        self.assertEqual(self.ask("query-node-options", "node-name=disk")[0]["bottom"], "lower")
+        client.do(READ, 65536, 512)
+        client.do(FLUSH)
+        refused("Node lower is not owned by the monitor", "blockdev-del", **{"node-name": "lower"})
+        client.close()
+        self.ask("block-export-del", "id=disk")
+        described, = self.ask("query-node-options", "node-name=disk")
+        self.ask("blockdev-del", "node-name=disk")
+        self.ask("blockdev-add", json.dumps(described))
+        self.assertEqual(self.ask("query-node-options", "node-name=disk"), [described])
+        self.end(daemon)
+
     def test_copy_on_read_under_load(self):
         """Reads that keep never undo a write that is faster."""
         daemon = self.daemon(self.overlay(more=("-o", "cluster_size=4096")))

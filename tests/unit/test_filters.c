@@ -55,6 +55,21 @@ static void keeps_fills(void)
     ck_assert_uint_eq(req.flags, REQ_FUA | REQ_MAY_UNMAP);
 }
 
+/* copy-on-read: where nothing below can copy, nothing is asked, which would take a longer way. */
+
+static void asks_nobody_to_fill(void)
+{
+    struct node *null = graph_add("{'driver':'null-co','node-name':'null','size':1048576}");
+    struct node *keep = graph_add("{'driver':'copy-on-read','node-name':'keep','file':'null'}");
+    struct request req = {.op = REQ_READ, .length = 512};
+
+    ck_assert_int_eq(keep->map(keep, &req), STEP_DOWN);
+    ck_assert_ptr_eq(req.edge, keep->filtered);
+    ck_assert_uint_eq(req.flags, 0);
+    close_node(keep);
+    close_node(null);
+}
+
 /* delay */
 
 static uint64_t elapsed(struct node *node, unsigned op)
@@ -261,15 +276,16 @@ BOTH_RINGS(logs)
 BOTH_RINGS(refuses_bad_logs)
 BOTH_RINGS(detects_zeroes)
 BOTH_RINGS(keeps_fills)
+BOTH_RINGS(asks_nobody_to_fill)
 BOTH_RINGS(delays)
 BOTH_RINGS(delays_in_parallel)
 
 int main(void)
 {
-    const TTest *const all[] = {test_detects_zeroes, test_keeps_fills,
-                                test_delays,         test_delays_in_parallel,
-                                test_preallocates,   test_preallocates_what_there_is,
-                                test_logs,           test_refuses_bad_logs};
+    const TTest *const all[] = {
+        test_detects_zeroes,     test_keeps_fills,  test_asks_nobody_to_fill,        test_delays,
+        test_delays_in_parallel, test_preallocates, test_preallocates_what_there_is, test_logs,
+        test_refuses_bad_logs};
 
     return run_tests("filters", all, array_size(all));
 }
