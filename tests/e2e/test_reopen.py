@@ -123,7 +123,7 @@ class Reopen(programs.Program):
             os.chown(path, nobody, nobody)
         self.daemon = self.start("--qmp", "qmp", "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}",
                                  user=nobody, group=nobody, extra_groups=[])
-        programs.wait_until(lambda: os.path.exists(self.socket), "the daemon")
+        programs.wait_until(lambda: self.cairnctl("query-version").returncode == 0, "the daemon")
         self.qmp = QmpClient(self.socket)
         self.addCleanup(self.qmp.close)
         self.call = self.qmp.call
