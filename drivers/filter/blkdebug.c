@@ -255,12 +255,16 @@ static int blkdebug_open(struct node *node, const void *opaque, struct error *er
 
     if (result < 0)
         return result;
-    debug->options = options;
+    debug->options = option_copy(&blkdebug_options_type, options);
     debug->limited = options->align > 1 || options->max_transfer || options->opt_write_zero ||
                      options->max_write_zero || options->opt_discard || options->max_discard;
-    result = blkdebug_rules_init(node, err);
+    result = options->config ? blkdebug_config_read(options->config, debug->options, err) : 0;
+    if (result == 0)
+        result = blkdebug_rules_init(node, err);
     if (result == 0)
         range_lock_init(&debug->blocks);
+    else
+        option_free(&blkdebug_options_type, debug->options);
     return result;
 }
 
@@ -270,6 +274,7 @@ static void blkdebug_close(struct node *node)
 
     blkdebug_rules_destroy(debug);
     range_lock_destroy(&debug->blocks);
+    option_free(&blkdebug_options_type, debug->options);
 }
 
 static uint32_t blkdebug_permission_bits(const enum block_permission *items, size_t count)

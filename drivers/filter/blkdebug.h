@@ -1,6 +1,6 @@
 /*
  * blkdebug: what blkdebug.c (the walk, limits), blkdebug_rules.c (events,
- * rules, breakpoints) and the commands for breakpoints share.
+ * rules, breakpoints), blkdebug_config.c (rules of a file) and the commands for breakpoints share.
  *
  * A node without rules, breakpoints and limits is not `armed` and lets all
  * pass. Else requests run in coroutines, and rules and breakpoints are under
@@ -32,7 +32,7 @@ struct blkdebug_break {
 };
 
 struct blkdebug {
-    const struct blkdebug_options *options;
+    struct blkdebug_options *options;   /* owned: a copy, and the rules of `config` */
     _Atomic bool armed;
     bool limited;                   /* by any option */
     struct range_lock blocks;       /* while parts of one are written */
@@ -42,6 +42,9 @@ struct blkdebug {
     struct list breaks;             /* struct blkdebug_break */
     unsigned quiesced;              /* loops that are: nothing waits at breakpoints */
 };
+
+/* blkdebug_config.c. Adds the rules of the file; its errors name it and the line. */
+int blkdebug_config_read(const char *name, struct blkdebug_options *io, struct error *err);
 
 int blkdebug_rules_init(struct node *node, struct error *err);
 void blkdebug_rules_destroy(struct blkdebug *debug);

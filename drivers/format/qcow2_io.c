@@ -217,6 +217,7 @@ static void io_step(void *world, enum format_step step)
         [FORMAT_REFBLOCK_UPDATE] = BLKDEBUG_EVENT_REFBLOCK_UPDATE,
         [FORMAT_REFBLOCK_ALLOC_WRITE] = BLKDEBUG_EVENT_REFBLOCK_ALLOC_WRITE,
         [FORMAT_CLUSTER_ALLOC] = BLKDEBUG_EVENT_CLUSTER_ALLOC,
+        [FORMAT_CLUSTER_FREE] = BLKDEBUG_EVENT_CLUSTER_FREE,
     };
 
     disk_event(world, events[step]);

@@ -17,7 +17,6 @@
 /* Parts of one request at a time, and elements of one transfer; both on the coroutine's stack. */
 #define RUN_PARTS 16u
 #define RUN_IOVS 64u
-
 #define RUN_ZEROES (64u * 1024)
 
 /* Never written to. */
@@ -271,6 +270,8 @@ static int write_planned(struct disk *disk, const struct write_plan *plan, struc
     if (!plan->zero)
         stream.result = edges_read(disk, plan, &edges);
     if (stream.result == 0) {
+        if (edges.head_buf || edges.tail_buf)
+            disk_event(disk, BLKDEBUG_EVENT_COW_WRITE);
         disk_event(disk, BLKDEBUG_EVENT_WRITE_AIO);
         stream_put_edge(&stream, edges.head, plan->head);
         stream_put_data(&stream, data, plan->length);
@@ -364,10 +365,9 @@ static int disk_write(struct disk *disk, uint64_t offset, const struct iovec *io
 /* A write that needs nothing changed came here for its flush, or because its table was not in memory. */
 static int disk_write_in_place(struct disk *disk, const struct request *req, const struct mapping *map)
 {
-    struct run_data data = {.iov = req->iov, .count = req->iov_count};
-
     disk_event(disk, BLKDEBUG_EVENT_WRITE_AIO);
-    return run_transfer(disk->files[map->file], true, map->host, data, req->length);
+    return run_transfer(disk->files[map->file], true, map->host,
+                        (struct run_data){.iov = req->iov, .count = req->iov_count}, req->length);
 }
 
 static int run_read(struct disk *disk, const struct request *req)

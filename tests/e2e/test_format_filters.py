@@ -53,6 +53,70 @@ class Debug(Filters):
         self.assertEqual([client.do(READ, offset, 512).error for offset in (3584, 4096, 4608)], [0, EIO, 0])
         self.end(daemon)
 
+    def config(self, text):
+        with open(self.path("rules"), "w") as rules:
+            rules.write(text)
+        return {"driver": "blkdebug", "node-name": "disk", "image": "null", "config": "rules"}
+
+    def test_config(self):
+        """Rules of a file, besides those of the options."""
+        options = self.config("""# The second write fails, once, and reads of sector 8.
+[set-state]
+event = "write_aio"
+state = "1"
+new_state = "2"
+
+  [inject-error "named"]
+event = "none"
+  iotype =\t"write"
+state = "2"
+errno = "28"
+once = "on"
+immediately = "off"
+[inject-error]
+event = "read_aio"
+sector = "8"
+""")
+        daemon = self.daemon({"driver": "null-co", "node-name": "null", "size": MIB},
+                             options | {"inject-error": [{"event": "none", "iotype": "flush"}]})
+        client = self.client()
+
+        def errors():
+            return ([client.do(WRITE, 0, data=bytes(512)).error for _ in range(3)] +
+                    [client.do(READ, offset, 512).error for offset in (3584, 4096)] + [client.do(FLUSH).error])
+
+        self.assertEqual(errors(), [ENOSPC, 0, 0, 0, EIO, EIO])
+        described, = self.ask("query-node-options", "node-name=disk")
+        self.assertEqual((described["config"], len(described["inject-error"])), ("rules", 1))
+        self.assertNotIn("set-state", described)
+        described["set-state"] = [{"event": "discard", "new_state": 9}]
+        # Read once more by a reopen, and what is wrong there changes nothing.
+        text = '[inject-error]\nevent = "none"\niotype = "read"\n'
+        self.config(text)
+        for wrong, error in (
+                ('x = "1"', "line 4: 'x' is unexpected"), ("errno = 5", "line 4: 'errno = 5' is not of the form"),
+                ('errno = "5" x', "is not of the form"), ('errno = "0"', "'errno' expects a number from 1 to 4095"),
+                ('errno = "-1"', 'not "-1"'), ('once = "1"', '\'once\' expects "on" or "off", not "1"'),
+                ('event = "never"', '\'event\' does not accept "never"'), ("[set-state", "is not of the form [section]"),
+                ("[other]", "section [other] is neither"), ('[set-state]\nevent = "read"', "lacks 'new_state'"),
+                ('[set-state]\nevent = "none"\nnew_state = "1"', 'event "none" of the section before never happens'),
+                ("\0", "is not a text file"), (" " * MIB, "is not a file of at most 1048576 bytes"),
+                ("[set-state]\n" * 1025, "lacks 'event'")):
+            self.config(text + wrong)
+            failed = self.cairnctl("blockdev-reopen", json.dumps({"options": [described]})).stderr
+            self.assertIn("config=rules", failed)
+            self.assertIn(error, failed)
+        failed = self.cairnctl("blockdev-reopen", json.dumps({"options": [described | {"config": "none"}]})).stderr
+        self.assertIn("Could not open config=none: No such file or directory", failed)
+        os.mkfifo(self.path("pipe"))
+        failed = self.cairnctl("blockdev-reopen", json.dumps({"options": [described | {"config": "pipe"}]})).stderr
+        self.assertIn("config=pipe is not a file", failed)
+        self.assertEqual(errors(), [0, 0, 0, 0, EIO, EIO])
+        self.config(text)
+        self.ask("blockdev-reopen", json.dumps({"options": [described]}))
+        self.assertEqual(errors(), [0, 0, 0, EIO, EIO, EIO])
+        self.end(daemon)
+
     def test_events_of_qcow2(self):
         """Each event happens where it should, waits, and goes on."""
         self.file("base", 2 * MIB, 7)
@@ -72,6 +136,7 @@ class Debug(Filters):
         self.assert_hit("cluster_alloc", (WRITE, 512, 512))
         self.assert_hit("l2_alloc_write", (WRITE, 32768, 512), (WRITE, 65536, 512))
         self.assert_hit("cow_read", (WRITE, MIB + 100, 10))
+        self.assert_hit("cow_write", (WRITE, MIB + 1024 + 100, 10))
         self.assert_hit("write_aio", (WRITE, MIB + 100, 10))
         self.assert_hit("pwritev", (WRITE, MIB + 100, 10))
         for offset, event in enumerate(("flush_to_disk", "refblock_update", "l2_update", "l1_update")):
@@ -80,6 +145,7 @@ class Debug(Filters):
         many = [(WRITE, offset, 65536) for offset in range(0, 2 * MIB, 65536)]
         self.assert_hit("refblock_alloc_write", *many[:16])
         self.assert_hit("reftable_update", *many[16:])
+        self.assert_hit("cluster_free", *3 * [(TRIM, 0, MIB), (FLUSH, 0, 0), (WRITE, MIB, 4096)])
         self.end(daemon)
         self.run_tool("qemu-img", "check", "image")
 

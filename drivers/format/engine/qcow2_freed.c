@@ -69,6 +69,7 @@ static void freed_lower(struct qcow2 *q, const struct freed *freed)
     uint32_t bits = q->geometry.cluster_bits;
     uint64_t cluster = freed->offset >> bits, end = (freed->offset + freed->length) >> bits;
 
+    image_step(q, FORMAT_CLUSTER_FREE);
     atomic_fetch_sub(&q->counters.quarantine, freed->length);
     while (cluster < end) {
         uint64_t last = cluster, count = 0;
