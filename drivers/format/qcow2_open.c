@@ -28,9 +28,11 @@ static int open_cache_sizes(const struct qcow2_options *options, struct qcow2_se
             return error_set(err, -EINVAL,
                              "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time");
         if (options->has_l2_cache_size && options->l2_cache_size > both)
-            return error_set(err, -EINVAL, "l2-cache-size may not exceed cache-size");
+            return error_set(err, -EINVAL, "l2-cache-size may not exceed cache-size: %" PRIu64 " > %" PRIu64,
+                             options->l2_cache_size, both);
         if (options->has_refcount_cache_size && options->refcount_cache_size > both)
-            return error_set(err, -EINVAL, "refcount-cache-size may not exceed cache-size");
+            return error_set(err, -EINVAL, "refcount-cache-size may not exceed cache-size: %" PRIu64 " > %" PRIu64,
+                             options->refcount_cache_size, both);
     }
     settings->l2_cache = options->l2_cache_size;
     settings->refcount_cache = options->refcount_cache_size;
@@ -46,9 +48,9 @@ static int open_cache_sizes(const struct qcow2_options *options, struct qcow2_se
     if ((options->has_cache_size || options->has_refcount_cache_size) && settings->refcount_cache == 0)
         settings->refcount_cache = 1;
     if (settings->l2_cache / OPEN_CACHE_ENTRY > OPEN_CACHE_ENTRIES_MAX)
-        return error_set(err, -EINVAL, "L2 cache size too big");
+        return error_set(err, -EINVAL, "L2 cache size too big: %" PRIu64 " bytes", settings->l2_cache);
     if (settings->refcount_cache / OPEN_CACHE_ENTRY > OPEN_CACHE_ENTRIES_MAX)
-        return error_set(err, -EINVAL, "Refcount cache size too big");
+        return error_set(err, -EINVAL, "Refcount cache size too big: %" PRIu64 " bytes", settings->refcount_cache);
     return 0;
 }
 
@@ -122,8 +124,9 @@ static int open_check_entry_size(const struct disk *disk, const struct qcow2_opt
         return 0;
     if (size < OPEN_CACHE_ENTRY_MIN || size > disk->cluster_size || size & (size - 1))
         return error_set(err, -EINVAL,
-                         "L2 cache entry size must be a power of two between %u and the cluster size (%" PRIu32 ")",
-                         OPEN_CACHE_ENTRY_MIN, disk->cluster_size);
+                         "L2 cache entry size must be a power of two between %u and the cluster size (%" PRIu32
+                         "), not l2-cache-entry-size=%" PRIu64,
+                         OPEN_CACHE_ENTRY_MIN, disk->cluster_size, size);
     if (size != used)
         return error_set(err, -ENOTSUP, "l2-cache-entry-size=%" PRIu64 " is not supported: it is %" PRIu32 " here",
                          size, used);
@@ -343,7 +346,9 @@ static int disk_resize(struct node *node, uint64_t size, struct error *err)
     disk_end_alone(disk);
     node->size = qcow2_size(disk->engine);
     if (result == -ENOTSUP)
-        return error_set(err, result, "Can't resize an image which has snapshots");
+        return error_set(err, result,
+                         "Can't resize an image which has snapshots that do not tell their size: node '%s'",
+                         node->name);
     if (result < 0)
         return error_set(err, result, "Could not resize node '%s' to %" PRIu64 " bytes: %s", node->name, size,
                          strerror(-result));

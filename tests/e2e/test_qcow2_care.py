@@ -149,14 +149,15 @@ class Care(_Qcow2):
         self.create("old", "compat=0.10", size=MIB)
         for image, options, text in (
                 ("disk", "cache-size=1M,l2-cache-size=1M,refcount-cache-size=1M", "may not be set at the same time"),
-                ("disk", "cache-size=1M,l2-cache-size=2M", "l2-cache-size may not exceed cache-size"),
-                ("disk", "cache-size=1M,refcount-cache-size=2M", "refcount-cache-size may not exceed cache-size"),
+                ("disk", "cache-size=1M,l2-cache-size=2M", "l2-cache-size may not exceed cache-size: 2097152 > 1048576"),
+                ("disk", "cache-size=1M,refcount-cache-size=2M", "refcount-cache-size may not exceed cache-size: 2097152 > 1048576"),
                 ("disk", "l2-cache-entry-size=1000", "must be a power of two between 512 and the cluster size (65536)"),
                 ("disk", "l2-cache-entry-size=128K", "must be a power of two between 512 and the cluster size (65536)"),
                 ("disk", "l2-cache-entry-size=64K", "is not supported: it is 4096 here"),
                 ("disk", "refcount-cache-size=9223372036854775807", "Refcount cache size too big"),
                 ("disk", "overlap-check=foo", "does not accept value 'foo'"),
                 ("disk", "data-file.driver=null-co", "images with an external data file"),
+                ("old", "discard-no-unref=on", "discard-no-unref is only supported since qcow2 version 3"),
                 ("old", "lazy-refcounts=on", "azy refcounts require a qcow2 image")):
             with self.subTest(options=options):
                 result = self.cairnd("--blockdev",
@@ -285,6 +286,96 @@ class Care(_Qcow2):
             self.assertEqual(struct.unpack(">Q", image.read(8))[0] & 2, 2)
         result = self.cairnd("--blockdev", "driver=qcow2,node-name=disk,file.driver=file,file.filename=disk")
         self.assertIn("corrupt", result.stderr.lower())
+
+    def test_cache_is_cleaned(self):
+        """Tables that nobody asks for leave the memory, once they are written."""
+        self.create("disk", "cluster_size=4k", size=64 * MIB)
+        for interval, left in ((1, True), (0, False)):
+            daemon = self.open_disk(options=f",cache-clean-interval={interval}")
+            client = self.client()
+            for at in range(0, 64 * MIB, 2 * MIB):
+                self.assertEqual(client.do(WRITE, at, data=b"x" * 4096).error, 0)
+            self.assertGreaterEqual(self.ask("qom-get", "path=/nodes/disk", "property=l2-used"), 1 if left else 32)
+            client.do(FLUSH)
+            if left:
+                programs.wait_until(lambda: self.ask("qom-get", "path=/nodes/disk", "property=l2-used") == 0, "cleaning")
+            self.assertEqual(client.do(READ, 2 * MIB, 4096).data, b"x" * 4096)
+            client.close()
+            self.stop(daemon)
+        self.check("disk")
+
+    STRUCTURES = ("main-header", "active-l1", "active-l2", "refcount-table", "refcount-block", "snapshot-table",
+                  "inactive-l1", "inactive-l2", "bitmap-directory")
+    CONSTANT = ("main-header", "active-l1", "refcount-table", "snapshot-table", "bitmap-directory")
+
+    def structures(self):
+        """An image with all structures; where each is, and where the table of the first clusters is."""
+        self.create("whole", "cluster_size=4k", size=4 * MIB)
+        self.tool("qemu-img", "bitmap", "--add", "whole", "bitmap")
+        self.tool("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 64k", "whole")
+        self.tool("qemu-img", "snapshot", "-c", "before", "whole")
+        self.tool("qemu-io", "-f", "qcow2", "-c", "write -P 2 0 64k", "whole")
+        with open(self.path("whole"), "rb") as stream:
+            image = stream.read()
+
+        def word(at):
+            return struct.unpack_from(">Q", image, at)[0] & ~(1 << 63)
+
+        at, = struct.unpack_from(">I", image, 100)
+        while struct.unpack_from(">I", image, at)[0] != 0x23852875:
+            at += 8 + (struct.unpack_from(">I", image, at + 4)[0] + 7) // 8 * 8
+        l1, refcounts, snapshots = word(40), word(48), word(64)
+        places = (0, l1, word(l1), refcounts, word(refcounts), snapshots, word(snapshots), word(word(snapshots)),
+                  word(at + 24))
+        return image, dict(zip(self.STRUCTURES, places)), word(l1)
+
+    def test_overlap_check(self):
+        """Data that a table puts onto a structure is found if the structure is to be looked at, and only then."""
+        image, places, table = self.structures()
+        daemon = self.serve("--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}")
+        for kind, place in places.items():
+            damaged = bytearray(image)
+            # The first cluster has no other name than as compressed data.
+            struct.pack_into(">Q", damaged, table + 8 * 8, place | 1 << 63 if place else 1 << 62 | 512)
+            for check, found in (({"template": "none", kind: True}, True), ({"template": "all", kind: False}, False),
+                                 ("none", False), ("all", True), ("cached", kind != "inactive-l2"),
+                                 ("constant", kind in self.CONSTANT)):
+                with self.subTest(kind=kind, check=check):
+                    self.raw("disk", bytes(damaged))
+                    self.ask("blockdev-add", json.dumps({
+                        "driver": "qcow2", "node-name": "disk", "overlap-check": check,
+                        "file": {"driver": "file", "filename": self.path("disk")}}))
+                    self.ask("block-export-add", "type=nbd", "id=disk", "node-name=disk", "writable:=true")
+                    with self.client() as client:
+                        self.assertEqual(client.do(WRITE, 16384, data=b"x" * 4096).error != 0, found)
+                    self.ask("block-export-del", "id=disk", "mode=hard")
+                    programs.wait_until(lambda: not self.ask("query-block-exports"), "the export's end")
+                    self.ask("blockdev-del", "node-name=disk")
+        self.end(daemon)
+
+    def test_resized_with_snapshots(self):
+        """The disk becomes longer and shorter; the snapshots are what they were. Not in version 2: sizes are not told."""
+        for compat in ("1.1", "0.10"):
+            self.create("disk", f"compat={compat},cluster_size=4k", size=4 * MIB)
+            self.tool("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 4M", "disk")
+            self.tool("qemu-img", "snapshot", "-c", "before", "disk")
+            daemon = self.open_disk(options=",discard=unmap")
+            if compat == "0.10":
+                self.assert_fails(self.cairnctl("block_resize", "node-name=disk", "size=8M"), "which has snapshots")
+                self.stop(daemon)
+                continue
+            client = self.client()
+            self.ask("block_resize", "node-name=disk", f"size={9 * MIB}")
+            self.assertEqual(client.do(WRITE, 3 * MIB, data=b"x" * 5 * MIB).error, 0)
+            self.ask("block_resize", "node-name=disk", f"size={MIB}")
+            self.ask("block_resize", "node-name=disk", f"size={2 * MIB}")
+            self.assertEqual(client.do(READ, 0, 2 * MIB).data, b"\1" * MIB + bytes(MIB))
+            client.close()
+            self.stop(daemon)
+            self.check("disk")
+            self.tool("qemu-img", "snapshot", "-a", "before", "disk")
+            self.check("disk")
+            self.same("disk", b"\1" * 4 * MIB)
 
     def test_statistics(self):
         self.create("disk", size=MIB)

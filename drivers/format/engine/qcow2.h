@@ -91,7 +91,7 @@ struct qcow2_change;
 int qcow2_change_prepare(struct qcow2 *q, const struct qcow2_settings *settings, struct qcow2_change **ret,
                          char text[256]);
 void qcow2_change_commit(struct qcow2 *q, struct qcow2_change *change);
-void qcow2_change_abort(struct qcow2 *q, struct qcow2_change *change);    /* NULL is fine */
+void qcow2_change_abort(struct qcow2 *q, struct qcow2_change *change); /* NULL is fine */
 
 /* Getters: constant unless said otherwise. */
 uint64_t qcow2_size(const struct qcow2 *q);              /* bytes of the guest's disk; changed by qcow2_resize() */

@@ -306,6 +306,15 @@ void cache_clean(struct qcow2 *q, struct cache *cache)
     }
 }
 
+uint32_t cache_used(const struct cache *cache)
+{
+    uint32_t used = 0;
+
+    for (uint32_t i = 0; i < cache->ready; i++)
+        used += cache->slots[i].key != 0;
+    return used;
+}
+
 void cache_set_dirty(struct cache *cache, struct slot *slot)
 {
     if (!slot->dirty)

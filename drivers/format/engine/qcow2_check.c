@@ -92,29 +92,38 @@ static uint64_t check_load(const unsigned char *bytes, unsigned size)
 }
 
 /* The specification's "Snapshots": a fixed part of 40 bytes, extra data, id, name, padding. */
+int snapshot_read(struct qcow2 *q, uint64_t *at, struct qcow2_snapshot *ret)
+{
+    unsigned char fixed[40];
+    int result = q->io->read(q->world, FORMAT_FILE_IMAGE, *at, fixed, sizeof(fixed));
+
+    if (result < 0)
+        return result;
+    *ret = (struct qcow2_snapshot){.l1_offset = check_load(fixed, 8),
+                                   .l1_entries = (uint32_t)check_load(fixed + 8, 4),
+                                   .extra_size = (uint32_t)check_load(fixed + 36, 4)};
+    *at = qcow2_align_up(*at + 40 + ret->extra_size + check_load(fixed + 12, 2) + check_load(fixed + 14, 2), 8);
+    return 0;
+}
+
 static int check_snapshots(struct check *check)
 {
     struct qcow2 *q = check->q;
     uint64_t at = q->header.snapshots_offset;
 
     for (uint32_t i = 0; i < q->header.snapshots; i++) {
-        unsigned char fixed[40];
-        int result = q->io->read(q->world, FORMAT_FILE_IMAGE, at, fixed, sizeof(fixed));
+        struct qcow2_snapshot snapshot;
+        int result = snapshot_read(q, &at, &snapshot);
 
         if (result < 0)
             return result;
-        uint64_t offset = check_load(fixed, 8);
-        uint32_t entries = (uint32_t)check_load(fixed + 8, 4);
-
-        if (entries > QCOW2_L1_MAX / 8 || offset & (q->geometry.cluster_size - 1)) {
+        if (snapshot.l1_entries > QCOW2_L1_MAX / 8 || snapshot.l1_offset & (q->geometry.cluster_size - 1)) {
             check->result->corruptions++;
             return 0;
         }
-        result = check_l1(check, offset, entries);
+        result = check_l1(check, snapshot.l1_offset, snapshot.l1_entries);
         if (result < 0)
             return result;
-        at += 40 + check_load(fixed + 36, 4) + check_load(fixed + 12, 2) + check_load(fixed + 14, 2);
-        at = qcow2_align_up(at, 8);
     }
     if (q->header.snapshots)
         check_add(check, q->header.snapshots_offset, at - q->header.snapshots_offset);

@@ -11,6 +11,7 @@
 #define EXTENSION_BACKING_FORMAT 0xe2792acau
 #define EXTENSION_FEATURES 0x6803f857u
 #define EXTENSION_DATA_FILE 0x44415441u
+#define EXTENSION_BITMAPS 0x23852875u
 #define NAME_MAX_BYTES 1023u
 
 int text_fail(char text[256], int code, const char *format, ...)
@@ -162,6 +163,10 @@ static int header_extension(struct qcow2 *q, uint32_t type, const unsigned char 
         return header_name(q, &q->backing_format, bytes, size, "backing file's format", text);
     if (type == EXTENSION_DATA_FILE)
         return header_name(q, &q->data_file_name, bytes, size, "data file", text);
+    if (type == EXTENSION_BITMAPS && size >= 24) {
+        q->header.bitmaps_size = load64(bytes + 8);
+        q->header.bitmaps_offset = load64(bytes + 16);
+    }
     if (type == EXTENSION_FEATURES && q->header.incompatible & ~(uint64_t)QCOW2_INCOMPAT_KNOWN)
         return header_unknown(q, bytes, size, text);
     return 0;

@@ -43,6 +43,7 @@
 #define QCOW2_L1_MAX (32u << 20)      /* bytes of an L1 table */
 #define QCOW2_REFTABLE_MAX (8u << 20) /* bytes of a refcount table */
 #define QCOW2_SNAPSHOTS_MAX 65536u
+#define QCOW2_BITMAPS_MAX (64u << 20) /* bytes of the directory of bitmaps */
 #define QCOW2_SLICE_MAX 4096u
 
 enum qcow2_incompatible {
@@ -62,6 +63,7 @@ struct qcow2_header {
     uint32_t version, backing_size, cluster_bits, crypt_method, l1_entries, reftable_clusters, snapshots;
     uint64_t backing_offset, size, l1_offset, reftable_offset, snapshots_offset;
     uint64_t incompatible, compatible, autoclear;
+    uint64_t bitmaps_offset, bitmaps_size; /* the directory of bitmaps; 0 if there is none */
     uint32_t refcount_order, length;
     uint8_t compression;
 };
@@ -119,8 +121,13 @@ struct freed_list { /* in order of freeing */
 };
 
 /* Host clusters that hold metadata: what guest data must never hit. */
+struct qcow2_snapshot { /* what matters to us of an entry in the table of snapshots */
+    uint64_t l1_offset;
+    uint32_t l1_entries, extra_size; /* bytes of extra data */
+};
+
 struct cluster_set {
-    uint64_t *items; /* cluster number + 1 */
+    uint64_t *items; /* cluster number + 1; enum qcow2_overlap in the bits from 48 on */
     size_t count, mask;
 };
 
@@ -249,6 +256,7 @@ void slot_begin(struct slot *slot); /* around changes of words that questions ma
 void slot_end(struct slot *slot);
 /* Empties slots that nobody asked for since the last call; whole chunks of them give their memory back. */
 void cache_clean(struct qcow2 *q, struct cache *cache);
+uint32_t cache_used(const struct cache *cache); /* slots that hold something */
 /* Writes all dirty slices, of refcounts; stops at the first error, what is not written stays dirty. */
 int cache_write_back(struct qcow2 *q, struct cache *cache);
 /* The dirty slots in order of their place in the file; the caller frees the list. Their number is cache->dirty. */
@@ -290,15 +298,20 @@ int reftable_reach(struct qcow2 *q, uint64_t block);
 
 /* qcow2_freed.c: under the lock. */
 int freed_add(struct qcow2 *q, uint64_t offset, uint64_t length, bool discard);
-int freed_reserve(struct qcow2 *q, size_t more); /* room for so many freed_add() that cannot fail then */
-uint64_t freed_seal(struct qcow2 *q);            /* the number of the next that is freed */
+int freed_reserve(struct qcow2 *q, size_t more);   /* room for so many freed_add() that cannot fail then */
+uint64_t freed_seal(struct qcow2 *q);              /* the number of the next that is freed */
 void freed_durable(struct qcow2 *q, uint64_t end); /* the references of all with smaller numbers are gone on disk */
-void freed_reap(struct qcow2 *q); /* lowers what is due; may let go of the lock meanwhile */
+void freed_reap(struct qcow2 *q);                  /* lowers what is due; may let go of the lock meanwhile */
 
 /* qcow2_overlap.c */
-int overlap_add(struct qcow2 *q, uint64_t offset, uint64_t length);
-void overlap_remove(struct qcow2 *q, uint64_t offset, uint64_t length);
-bool overlap_hits(const struct qcow2 *q, uint64_t offset, uint64_t length);
+int overlap_add(struct qcow2 *q, enum qcow2_overlap kind, uint64_t offset, uint64_t length);
+void overlap_remove(struct qcow2 *q, enum qcow2_overlap kind, uint64_t offset, uint64_t length);
+/* Whether there is metadata of a kind that the settings have checked; `but`: kinds that may be there. */
+bool overlap_hits(const struct qcow2 *q, uint64_t offset, uint64_t length, uint32_t but);
+/* The entry at *at, which moves to the next; what it says is not checked. */
+int snapshot_read(struct qcow2 *q, uint64_t *at, struct qcow2_snapshot *ret);
+/* The table of snapshots, their L1 tables, and perhaps the L2 tables of these. Needs q->alloc.file_size. */
+int overlap_note_snapshots(struct qcow2 *q, bool inactive_l2);
 void overlap_destroy(struct qcow2 *q);
 /* The image is damaged: see FORMAT_CORRUPTED. Returns -EIO. */
 int corrupt(struct qcow2 *q, uint64_t offset, uint64_t length, const char *format, ...)

@@ -166,8 +166,16 @@ int qcow2_lookup(const struct qcow2 *q, uint64_t offset, uint64_t length, struct
 }
 
 /* What comes from disk is looked at once. Damage stops all writing; reads of what is sane go on. */
-static void slice_examine(struct qcow2 *q, const struct slot *slot)
+static void slice_examine(struct qcow2 *q, const struct slot *slot, uint64_t table)
 {
+    uint64_t place = table & QCOW2_OFFSET_MASK;
+
+    /* One that may be written where it is. */
+    if (table & QCOW2_COPIED && overlap_hits(q, place, q->geometry.cluster_size, QCOW2_OVERLAP_ACTIVE_L2)) {
+        corrupt(q, place, q->geometry.cluster_size, "L2 table at offset 0x%llx overlaps with other metadata",
+                (unsigned long long)place);
+        return;
+    }
     for (uint32_t i = 0; i < q->geometry.slice_entries; i++) {
         struct l2_entry entry = l2_entry_get(q, slot, i);
         uint64_t host = entry_host(entry), length = q->geometry.cluster_size;
@@ -180,7 +188,7 @@ static void slice_examine(struct qcow2 *q, const struct slot *slot)
         }
         if (entry_compressed(entry))
             compressed_range(q, entry.entry, &host, &length);
-        if (host && !qcow2_has_data_file(q) && overlap_hits(q, host, length)) {
+        if (host && !qcow2_has_data_file(q) && overlap_hits(q, host, length, 0)) {
             corrupt(q, host, length, "Cluster of guest data at offset 0x%llx overlaps with metadata",
                     (unsigned long long)host);
             return;
@@ -241,7 +249,7 @@ int l2_get(struct qcow2 *q, uint64_t offset, struct l2_place *ret)
         if (waited && (q->l1->count <= index || q->l1->entries[index].offset != table))
             continue;
         if (ret->slot->backlink == NULL)
-            slice_examine(q, ret->slot);
+            slice_examine(q, ret->slot, table);
         ret->slot->backlink = &slots[slice];
         atomic_store_explicit(&slots[slice], (uint32_t)(ret->slot - q->l2.slots) + 1, memory_order_release);
         return 0;
@@ -270,16 +278,18 @@ static int l2_table_make(struct qcow2 *q, uint32_t index, uint64_t old)
         result = image_write(q, offset, q->staging, size);
     }
     if (result == 0)
-        result = overlap_add(q, offset, size);
+        result = overlap_add(q, QCOW2_OVERLAP_ACTIVE_L2, offset, size);
     if (result < 0) {
         clusters_give_back(q, offset, 1);
         return result;
     }
     cache_drop(&q->l2, offset, size);
-    if (old)
+    if (old) {
+        overlap_remove(q, QCOW2_OVERLAP_ACTIVE_L2, old, size);
         freed_add(q, old, size, q->settings.discard_other);
-    else
+    } else {
         cache_put_zeroes(q, &q->l2, offset, size);
+    }
     l1_set(q, index, offset | QCOW2_COPIED);
     return 0;
 }

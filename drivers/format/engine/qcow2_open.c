@@ -55,17 +55,20 @@ static int tables_check(const struct qcow2 *q, char text[256])
 static int metadata_note(struct qcow2 *q)
 {
     uint32_t size = q->geometry.cluster_size;
-    int result = overlap_add(q, 0, size);
+    int result = overlap_add(q, QCOW2_OVERLAP_MAIN_HEADER, 0, size);
 
     if (result == 0 && q->l1->count)
-        result = overlap_add(q, q->header.l1_offset, (uint64_t)q->l1->count * 8);
+        result = overlap_add(q, QCOW2_OVERLAP_ACTIVE_L1, q->header.l1_offset, (uint64_t)q->l1->count * 8);
     if (result == 0 && q->header.snapshots)
-        result = overlap_add(q, q->header.snapshots_offset, size);
+        result = overlap_note_snapshots(q, q->settings.overlap_check & QCOW2_OVERLAP_INACTIVE_L2);
+    if (result == 0 && q->header.bitmaps_size && q->header.bitmaps_size <= QCOW2_BITMAPS_MAX &&
+        table_is_inside(q, q->header.bitmaps_offset, q->header.bitmaps_size))
+        result = overlap_add(q, QCOW2_OVERLAP_BITMAP_DIRECTORY, q->header.bitmaps_offset, q->header.bitmaps_size);
     for (uint32_t i = 0; result == 0 && i < q->l1->count; i++) {
         uint64_t table = q->l1->entries[i].offset & QCOW2_OFFSET_MASK;
 
         if (table && !(table & (size - 1)))
-            result = overlap_add(q, table, size);
+            result = overlap_add(q, QCOW2_OVERLAP_ACTIVE_L2, table, size);
     }
     return result;
 }
@@ -119,6 +122,8 @@ int settings_check(const struct qcow2 *q, const struct qcow2_settings *settings,
     if (settings->has_lazy_refcounts && settings->lazy_refcounts && q->header.version < 3)
         return text_fail(text, -EINVAL,
                          "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
+    if (settings->discard_no_unref && q->header.version < 3)
+        return text_fail(text, -EINVAL, "discard-no-unref is only supported since qcow2 version 3");
     if (qcow2_has_data_file(q) && !settings->has_data_file)
         return text_fail(text, -EINVAL, "'data-file' is required for this image");
     return 0;
@@ -264,7 +269,7 @@ void qcow2_get_stats(const struct qcow2 *q, struct qcow2_stats *ret)
 {
     *ret = (struct qcow2_stats){
         .l2_slots = q->l2.count,
-        .l2_used = q->l2.ready,
+        .l2_used = cache_used(&q->l2),
         .l2_dirty = q->l2.dirty,
         .l2_misses = q->l2.misses,
         .l2_evictions = q->l2.evictions,

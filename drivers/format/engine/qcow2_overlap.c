@@ -10,12 +10,14 @@
 #include "drivers/format/engine/qcow2_internal.h"
 
 #define SET_MIN 64u
+#define ITEM_BITS 48u
+#define ITEM_MASK ((UINT64_C(1) << ITEM_BITS) - 1)
 
 static size_t set_place(const struct cluster_set *set, uint64_t item)
 {
     size_t place = (size_t)((item * UINT64_C(0x9e3779b97f4a7c15)) >> 20) & set->mask;
 
-    while (set->items[place] && set->items[place] != item)
+    while (set->items[place] && (set->items[place] & ITEM_MASK) != item)
         place = (place + 1) & set->mask;
     return place;
 }
@@ -33,13 +35,13 @@ static int set_grow(struct qcow2 *q, struct cluster_set *set)
     set->mask = room - 1;
     for (size_t i = 0; old.items && i <= old.mask; i++) {
         if (old.items[i])
-            set->items[set_place(set, old.items[i])] = old.items[i];
+            set->items[set_place(set, old.items[i] & ITEM_MASK)] = old.items[i];
     }
     q->io->release(q->world, old.items);
     return 0;
 }
 
-int overlap_add(struct qcow2 *q, uint64_t offset, uint64_t length)
+int overlap_add(struct qcow2 *q, enum qcow2_overlap kind, uint64_t offset, uint64_t length)
 {
     struct cluster_set *set = &q->metadata;
     uint64_t cluster = offset >> q->geometry.cluster_bits;
@@ -55,17 +57,20 @@ int overlap_add(struct qcow2 *q, uint64_t offset, uint64_t length)
         size_t place = set_place(set, cluster + 1);
 
         set->count += !set->items[place];
-        set->items[place] = cluster + 1;
+        set->items[place] = (set->items[place] & ~ITEM_MASK) | (uint64_t)kind << ITEM_BITS | (cluster + 1);
     }
     return 0;
 }
 
 /* Closes the gap, so that a search never ends before what it looks for. */
-static void set_remove(struct cluster_set *set, uint64_t item)
+static void set_remove(struct cluster_set *set, uint64_t item, uint64_t kind)
 {
     size_t hole = set_place(set, item);
 
     if (!set->items[hole])
+        return;
+    set->items[hole] &= ~(kind << ITEM_BITS);
+    if (set->items[hole] & ~ITEM_MASK)
         return;
     set->items[hole] = 0;
     set->count--;
@@ -73,28 +78,84 @@ static void set_remove(struct cluster_set *set, uint64_t item)
         uint64_t moved = set->items[i];
 
         set->items[i] = 0;
-        set->items[set_place(set, moved)] = moved;
+        set->items[set_place(set, moved & ITEM_MASK)] = moved;
     }
 }
 
-void overlap_remove(struct qcow2 *q, uint64_t offset, uint64_t length)
+void overlap_remove(struct qcow2 *q, enum qcow2_overlap kind, uint64_t offset, uint64_t length)
 {
     for (uint64_t done = 0; q->metadata.items && done < length; done += q->geometry.cluster_size)
-        set_remove(&q->metadata, ((offset + done) >> q->geometry.cluster_bits) + 1);
+        set_remove(&q->metadata, ((offset + done) >> q->geometry.cluster_bits) + 1, kind);
 }
 
-bool overlap_hits(const struct qcow2 *q, uint64_t offset, uint64_t length)
+bool overlap_hits(const struct qcow2 *q, uint64_t offset, uint64_t length, uint32_t but)
 {
     uint64_t cluster = offset >> q->geometry.cluster_bits;
     uint64_t end = (offset + length + q->geometry.cluster_size - 1) >> q->geometry.cluster_bits;
 
-    if (!q->settings.overlap_check || !q->metadata.items)
+    uint64_t kinds = q->settings.overlap_check & ~but;
+
+    if (!kinds || !q->metadata.items)
         return false;
     for (; cluster < end; cluster++) {
-        if (q->metadata.items[set_place(&q->metadata, cluster + 1)])
+        if (q->metadata.items[set_place(&q->metadata, cluster + 1)] & kinds << ITEM_BITS)
             return true;
     }
     return false;
+}
+
+/* The L2 tables that a snapshot's L1 table names. */
+static int note_inactive_l2(struct qcow2 *q, uint64_t offset, uint64_t entries)
+{
+    const uint64_t *words = (const void *)q->staging;
+    int result = 0;
+
+    while (entries && result == 0) {
+        uint64_t count = qcow2_min(entries, q->geometry.cluster_size / 8);
+
+        result = q->io->read(q->world, FORMAT_FILE_IMAGE, offset, q->staging, count * 8);
+        for (uint64_t i = 0; result == 0 && i < count; i++) {
+            uint64_t table = be64toh(words[i]) & QCOW2_OFFSET_MASK;
+
+            if (table && !(table & (q->geometry.cluster_size - 1)) && table < q->alloc.file_size)
+                result = overlap_add(q, QCOW2_OVERLAP_INACTIVE_L2, table, q->geometry.cluster_size);
+        }
+        offset += count * 8;
+        entries -= count;
+    }
+    return result;
+}
+
+static int note_snapshot(struct qcow2 *q, const struct qcow2_snapshot *snapshot, bool inactive_l2)
+{
+    uint64_t offset = snapshot->l1_offset, bytes = (uint64_t)snapshot->l1_entries * 8;
+    uint64_t file_size = q->alloc.file_size;
+
+    /* What is not a table is for the check to find, and for who reads the snapshot. */
+    if (offset & (q->geometry.cluster_size - 1) || bytes > QCOW2_L1_MAX || offset > file_size ||
+        bytes > file_size - offset || !bytes)
+        return 0;
+    int result = overlap_add(q, QCOW2_OVERLAP_INACTIVE_L1, offset, bytes);
+
+    return result < 0 || !inactive_l2 ? result : note_inactive_l2(q, offset, snapshot->l1_entries);
+}
+
+int overlap_note_snapshots(struct qcow2 *q, bool inactive_l2)
+{
+    uint64_t begin = q->header.snapshots_offset, at = begin;
+
+    for (uint32_t i = 0; i < q->header.snapshots && at < q->alloc.file_size; i++) {
+        struct qcow2_snapshot snapshot;
+        int result = snapshot_read(q, &at, &snapshot);
+
+        if (result == 0)
+            result = note_snapshot(q, &snapshot, inactive_l2);
+        if (result < 0)
+            return result;
+    }
+    uint64_t end = qcow2_min(at, qcow2_align_up(q->alloc.file_size, q->geometry.cluster_size));
+
+    return end > begin ? overlap_add(q, QCOW2_OVERLAP_SNAPSHOT_TABLE, begin, end - begin) : 0;
 }
 
 void overlap_destroy(struct qcow2 *q)

@@ -60,6 +60,10 @@ static int refcount_slot(struct qcow2 *q, uint64_t cluster, struct slot **ret, u
         return corrupt(q, offset, q->geometry.cluster_size,
                        "Refblock offset 0x%llx outside the file (reftable index: 0x%llx)", (unsigned long long)offset,
                        (unsigned long long)block);
+    if (overlap_hits(q, offset, q->geometry.cluster_size, QCOW2_OVERLAP_REFCOUNT_BLOCK))
+        return corrupt(q, offset, q->geometry.cluster_size,
+                       "Refblock offset 0x%llx overlaps with other metadata (reftable index: 0x%llx)",
+                       (unsigned long long)offset, (unsigned long long)block);
     return cache_get(q, &q->refcounts, offset + in_block / per_slice * slice_size, ret);
 }
 
@@ -306,7 +310,7 @@ int clusters_alloc(struct qcow2 *q, uint64_t wanted, bool all, uint64_t *offset,
         return result;
     uint64_t start = first << q->geometry.cluster_bits, length = *count << q->geometry.cluster_bits;
 
-    if (overlap_hits(q, start, length) || start == 0)
+    if (overlap_hits(q, start, length, 0) || start == 0)
         return corrupt(q, start, length, "Preventing invalid allocation of a cluster at offset 0x%llx",
                        (unsigned long long)start);
     result = clusters_take(q, first, *count);

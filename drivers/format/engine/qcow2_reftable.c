@@ -31,13 +31,14 @@ int refcount_open(struct qcow2 *q, char text[256])
 
     if (result < 0)
         return text_fail(text, result, "Could not read the reference count table");
-    if (overlap_add(q, header->reftable_offset, bytes) < 0)
+    if (overlap_add(q, QCOW2_OVERLAP_REFCOUNT_TABLE, header->reftable_offset, bytes) < 0)
         return text_fail(text, -ENOMEM, "Could not allocate memory for metadata checks");
     for (uint64_t i = 0; i < q->alloc.table_entries; i++) {
         uint64_t offset = be64toh(q->alloc.table[i]) & ~QCOW2_REFTABLE_RESERVED;
 
         q->alloc.table[i] = offset;
-        if (offset && offset < QCOW2_HOST_MAX && overlap_add(q, offset, q->geometry.cluster_size) < 0)
+        if (offset && offset < QCOW2_HOST_MAX &&
+            overlap_add(q, QCOW2_OVERLAP_REFCOUNT_BLOCK, offset, q->geometry.cluster_size) < 0)
             return text_fail(text, -ENOMEM, "Could not allocate memory for metadata checks");
     }
     return 0;
@@ -153,7 +154,9 @@ static int reftable_grow(struct qcow2 *q, uint64_t block)
     if (result < 0 || !table)
         return result < 0 ? result : -ENOMEM;
     memcpy(table, q->alloc.table, old_entries * 8);
-    result = overlap_add(q, offset, clusters * bytes);
+    result = overlap_add(q, QCOW2_OVERLAP_REFCOUNT_BLOCK, offset, blocks * bytes);
+    if (result == 0)
+        result = overlap_add(q, QCOW2_OVERLAP_REFCOUNT_TABLE, offset + blocks * bytes, entries * 8);
     for (uint64_t i = 0; result == 0 && i < blocks; i++) {
         table[old_entries + i] = offset + i * bytes;
         result = block_write(q, table[old_entries + i], qcow2_min(clusters - i * per_block, per_block));
@@ -163,14 +166,15 @@ static int reftable_grow(struct qcow2 *q, uint64_t block)
     if (result < 0) {
         if (named)
             reftable_revert(q, old_offset, old_entries);
-        overlap_remove(q, offset, clusters * bytes);
+        overlap_remove(q, QCOW2_OVERLAP_REFCOUNT_BLOCK, offset, blocks * bytes);
+        overlap_remove(q, QCOW2_OVERLAP_REFCOUNT_TABLE, offset + blocks * bytes, entries * 8);
         q->io->release(q->world, table);
         return result;
     }
     q->io->release(q->world, q->alloc.table);
     q->alloc.table = table;
     q->alloc.table_entries = entries;
-    overlap_remove(q, old_offset, old_entries * 8);
+    overlap_remove(q, QCOW2_OVERLAP_REFCOUNT_TABLE, old_offset, old_entries * 8);
     refcount_add(q, old_offset >> q->geometry.cluster_bits, old_entries * 8 / bytes, -1);
     return 0;
 }
@@ -178,7 +182,7 @@ static int reftable_grow(struct qcow2 *q, uint64_t block)
 /* Publishes a block at offset, whose first `ones` clusters are in use. */
 static int block_publish(struct qcow2 *q, uint64_t block, uint64_t offset, uint64_t ones)
 {
-    int result = overlap_add(q, offset, q->geometry.cluster_size);
+    int result = overlap_add(q, QCOW2_OVERLAP_REFCOUNT_BLOCK, offset, q->geometry.cluster_size);
 
     if (result == 0)
         result = block_write(q, offset, ones);
@@ -187,7 +191,7 @@ static int block_publish(struct qcow2 *q, uint64_t block, uint64_t offset, uint6
     if (result == 0)
         result = reftable_write(q, block, offset);
     if (result < 0) {
-        overlap_remove(q, offset, q->geometry.cluster_size);
+        overlap_remove(q, QCOW2_OVERLAP_REFCOUNT_BLOCK, offset, q->geometry.cluster_size);
         return result;
     }
     q->alloc.table[block] = offset;
@@ -209,7 +213,7 @@ int refcount_block_make(struct qcow2 *q, uint64_t block)
     /* The new table's own blocks may be what was asked for. */
     if (result < 0 || q->alloc.table[block])
         return result;
-    if (offset == 0 || overlap_hits(q, offset, q->geometry.cluster_size))
+    if (offset == 0 || overlap_hits(q, offset, q->geometry.cluster_size, 0))
         return corrupt(q, offset, q->geometry.cluster_size, "Preventing invalid allocation of refcount block at 0x%llx",
                        (unsigned long long)offset);
     result = reftable_file_grow(q, offset + q->geometry.cluster_size);

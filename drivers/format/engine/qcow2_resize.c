@@ -54,7 +54,7 @@ static int l1_grow(struct qcow2 *q, uint64_t entries)
     l1 = l1_alloc(q, (uint32_t)entries);
     uint8_t *dirty = q->io->alloc(q->world, entries / 64 + 1);
 
-    result = l1 && dirty ? overlap_add(q, offset, bytes) : -ENOMEM;
+    result = l1 && dirty ? overlap_add(q, QCOW2_OVERLAP_ACTIVE_L1, offset, bytes) : -ENOMEM;
     for (uint32_t i = 0; result == 0 && i < old->count; i++) {
         l1->entries[i].offset = old->entries[i].offset;
         l1->entries[i].slots = old->entries[i].slots;
@@ -62,7 +62,7 @@ static int l1_grow(struct qcow2 *q, uint64_t entries)
     if (result == 0)
         result = l1_publish(q, l1, offset, bytes);
     if (result < 0) {
-        overlap_remove(q, offset, bytes);
+        overlap_remove(q, QCOW2_OVERLAP_ACTIVE_L1, offset, bytes);
         clusters_give_back(q, offset, count);
         q->io->release(q->world, l1);
         q->io->release(q->world, dirty);
@@ -73,7 +73,7 @@ static int l1_grow(struct qcow2 *q, uint64_t entries)
     q->l1_dirty = dirty;
     atomic_store_explicit(&q->l1, l1, memory_order_release);
     if (old_offset && old_bytes) {
-        overlap_remove(q, old_offset, old_bytes);
+        overlap_remove(q, QCOW2_OVERLAP_ACTIVE_L1, old_offset, old_bytes);
         freed_add(q, old_offset, qcow2_align_up(old_bytes, q->geometry.cluster_size), false);
     }
     return 0;
@@ -96,16 +96,36 @@ static int size_write(struct qcow2 *q, uint64_t size)
     return 0;
 }
 
+/* Whether each snapshot says how long the disk was: in the second word of its extra data, always so in version 3. */
+static int snapshots_have_size(struct qcow2 *q)
+{
+    uint64_t at = q->header.snapshots_offset;
+
+    if (q->header.snapshots && q->header.version < 3)
+        return -ENOTSUP;
+    for (uint32_t i = 0; i < q->header.snapshots; i++) {
+        struct qcow2_snapshot snapshot;
+        int result = snapshot_read(q, &at, &snapshot);
+
+        if (result < 0)
+            return result;
+        if (snapshot.extra_size < 16)
+            return -ENOTSUP;
+    }
+    return 0;
+}
+
 int qcow2_resize(struct qcow2 *q, uint64_t size)
 {
     uint64_t span = l2_bytes(q), old = q->size, from = qcow2_align_up(size, q->geometry.cluster_size);
     uint64_t entries = size / span + (size % span != 0);
-    int result = 0;
 
     if (size % 512 || size > INT64_MAX)
         return -EINVAL;
-    if (q->header.snapshots)
-        return -ENOTSUP;
+    int result = snapshots_have_size(q);
+
+    if (result < 0)
+        return result;
     /* What lies behind the new end must not come back when the disk grows again. */
     if (from < old)
         result = zero_forget(q, from, old - from);

@@ -7,7 +7,7 @@
 struct qcow2_change {
     struct qcow2_settings settings;
     struct cache l2, refcounts;
-    bool caches;                    /* they get other sizes */
+    bool caches; /* they get other sizes */
 };
 
 static int change_caches(struct qcow2 *q, struct qcow2_change *change, char text[256])
@@ -33,6 +33,13 @@ int qcow2_change_prepare(struct qcow2 *q, const struct qcow2_settings *settings,
 
     if (result == 0)
         result = change_caches(q, change, text);
+    if (result == 0 && settings->overlap_check & ~q->settings.overlap_check & QCOW2_OVERLAP_INACTIVE_L2) {
+        tables_lock(q);
+        result = overlap_note_snapshots(q, true);
+        tables_unlock(q);
+        if (result < 0)
+            text_fail(text, result, "Could not read the tables of internal snapshots: %s", strerror(-result));
+    }
     /* No table waits to be written, and a dirty bit that nobody would clear is not set. */
     if (result == 0 && (change->caches || q->lazy) && (result = qcow2_finish(q)) < 0)
         text_fail(text, result, "Could not write the tables of the image: %s", strerror(-result));
