@@ -350,9 +350,17 @@ class Formats(Filters):
 
     def test_copy_on_read_under_load(self):
         """Reads that keep never undo a write that is faster."""
-        daemon = self.daemon(self.overlay(more=("-o", "cluster_size=4096")))
-        with open(self.path("base"), "rb") as base:
-            model = bytearray(base.read())
+        with self.subTest("all"):
+            options = self.overlay(more=("-o", "cluster_size=4096"))
+            with open(self.path("base"), "rb") as base:
+                self.load(options, bytearray(base.read()))
+        for bottom in ("upper", "lower"):
+            with self.subTest(bottom=bottom):
+                options, expected = self.chain(bottom=bottom)
+                self.load(options, bytearray(expected))
+
+    def load(self, options, model):
+        daemon = self.daemon(options)
         client, chance = self.client(), random.Random(5)
         for _ in range(300):
             at, length = chance.randrange(0, 4 * MIB - 20000), chance.randrange(1, 10000)
@@ -372,6 +380,7 @@ class Formats(Filters):
             self.assertEqual(client.do(READ, start, 16000).data, model[start:start + 16000])
         for offset in range(0, 4 * MIB, MIB):
             self.assertEqual(client.do(READ, offset, MIB).data, model[offset:offset + MIB])
+        client.close()
         self.end(daemon)
         self.run_tool("qemu-img", "check", "image")
         with open(self.path("model"), "wb") as stream:

@@ -307,8 +307,10 @@ class Reopen(programs.Program):
         null = {"driver": "null-co", "size": MIB}
         self.call("object-add", qom_type="throttle-group", id="g", limits={"iops-total": 10})
         self.call("blockdev-add", node_name="below", **null)
+        with open(self.path("rules"), "w") as rules:
+            rules.write('[set-state]\nevent = "read"\nnew_state = "7"\n')
         rows = {
-            "blkdebug": {"image": null, "align": 4096, "max-transfer": 65536, "take-child-perms": ["write"],
+            "blkdebug": {"image": null, "config": "rules", "align": 4096, "max-transfer": 65536, "take-child-perms": ["write"],
                          "inject-error": [{"event": "read_aio", "errno": 5, "once": True, "sector": 7}],
                          "set-state": [{"event": "flush_to_disk", "state": 1, "new_state": 2}]},
             "blklogwrites": {"file": null, "log": {"driver": "file", "filename": "raw"}, "log-sector-size": 4096},
