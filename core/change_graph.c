@@ -140,10 +140,13 @@ int change_order(struct change *change, struct error *err)
 
 /* Permissions. */
 
+#define PERM_CHANGING (PERM_WRITE | PERM_RESIZE)
+
 struct permission_fold {
     const struct change *change;
     struct node *node;
     struct permission total;
+    unsigned writers; /* parents that would write or resize */
     struct edge *asking;
     struct error *err;
 };
@@ -183,6 +186,7 @@ static int permission_want(struct edge *edge, void *arg)
     struct permission_fold *fold = arg;
 
     edge_compute_want(edge);
+    fold->writers += (edge->want.taken & PERM_CHANGING) != 0;
     fold->total.taken |= edge->want.taken;
     fold->total.shared &= edge->want.shared;
     return 0;
@@ -196,11 +200,23 @@ static int permission_check(struct edge *edge, void *arg)
     return edge->want.taken ? change_each_parent(fold->change, fold->node, permission_conflict, fold) : 0;
 }
 
-static int permission_read_only(struct node *node, struct error *err)
+static unsigned permission_writers_now(const struct node *node)
 {
-    if (node_next(node)->flags & NODE_READ_ONLY && node->next.total.taken & (PERM_WRITE | PERM_RESIZE))
+    struct edge *edge;
+    unsigned count = 0;
+
+    list_for_each(edge, &node->parents, in_child)
+        count += (edge->have.taken & PERM_CHANGING) != 0;
+    return count;
+}
+
+/* What writes to a corrupted node may stay, and filters may come in between; there is never one more. */
+static int permission_read_only(struct node *node, unsigned writers, struct error *err)
+{
+    if (node_next(node)->flags & NODE_READ_ONLY && node->next.total.taken & PERM_CHANGING)
         return error_set(err, -EPERM, "Block node '%s' is read-only", node->name);
-    if (node->flags & NODE_CORRUPTED && node->next.total.taken & ~node->total.taken & (PERM_WRITE | PERM_RESIZE))
+    if (node->flags & NODE_CORRUPTED &&
+        (node->next.total.taken & ~node->total.taken & PERM_CHANGING || writers > permission_writers_now(node)))
         return error_set(err, -EPERM, "Block node '%s' is corrupted and cannot be written", node->name);
     return 0;
 }
@@ -216,7 +232,7 @@ int change_permissions(struct change *change, struct error *err)
         int result = change_each_parent(change, node, permission_check, &fold);
 
         if (result == 0)
-            result = permission_read_only(node, err);
+            result = permission_read_only(node, fold.writers, err);
         if (result < 0)
             return result;
     }

@@ -487,7 +487,7 @@ static int run_discard(struct disk *disk, const struct request *req)
     int result = zero_data_file(disk, start, end - start, REQ_MAY_UNMAP);
 
     if (result == 0)
-        result = qcow2_discard(disk->engine, start, end - start);
+        result = disk_discard_range(disk, start, end);
     range_lock_release(&disk->changing, &hold);
     return result;
 }

@@ -235,6 +235,29 @@ class Care(_Qcow2):
                 self.check("disk")
                 self.assertEqual(os.stat(self.path("disk")).st_blocks * 512 < 3 * MIB, spared)
 
+    def test_discarded_in_place(self):
+        """With discard-no-unref clusters stay where they are; what is in them goes, if discards are passed on."""
+        for options, more, passed in (("cluster_size=64k", "", True), ("cluster_size=64k", ",pass-discard-request=off", False),
+                                      ("extended_l2=on", "", True)):
+            with self.subTest(options=options, more=more):
+                self.create("disk", options, size=8 * MIB)
+                self.tool("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 4M", "disk")
+                before = json.loads(self.tool("qemu-img", "map", "--output=json", "disk"))
+                daemon = self.open_disk(options=",discard=unmap,discard-no-unref=on" + more)
+                model = bytearray(b"\1" * 4 * MIB + bytes(4 * MIB))
+                with self.client() as client:
+                    self.assertEqual(client.do(TRIM, MIB, 2 * MIB).error, 0)
+                    model[MIB:3 * MIB] = bytes(2 * MIB)
+                    self.assertEqual(client.do(READ, 0, 8 * MIB).data, model)
+                    self.assertEqual(os.stat(self.path("disk")).st_blocks * 512 < 3 * MIB, passed)
+                    # What is written there again is where it was.
+                    self.assertEqual(client.do(WRITE, MIB, data=b"2" * 2 * MIB).error, 0)
+                    model[MIB:3 * MIB] = b"2" * 2 * MIB
+                self.stop(daemon)
+                self.check("disk")
+                self.same("disk", model)
+                self.assertEqual(json.loads(self.tool("qemu-img", "map", "--output=json", "disk")), before)
+
     def test_shrunk_and_grown(self):
         """What was behind the end does not come back: not from a cluster that was cut, a backing file, or a data file."""
         self.raw("base", b"b" * 2 * MIB)
@@ -254,8 +277,8 @@ class Care(_Qcow2):
                 self.check("disk")
                 os.unlink(self.path("disk"))
 
-    def test_corruption(self):
-        """Data that a table puts onto a table: found before it is written; reads go on, one event is sent."""
+    def corrupt(self):
+        """An image of whose data one cluster is said to be where the table is."""
         self.create("disk", size=8 * MIB)
         self.tool("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 2M", "disk")
         with open(self.path("disk"), "r+b") as image:
@@ -265,6 +288,31 @@ class Care(_Qcow2):
             l2 = struct.unpack(">Q", image.read(8))[0] & ~(1 << 63)
             image.seek(l2 + 8)
             image.write(struct.pack(">Q", l2 | 1 << 63))
+
+    def test_corrupted_has_no_more_writers(self):
+        """Not by way of another layer either; readers come, and a filter gets in between and out."""
+        self.corrupt()
+        daemon = self.open_disk(blockdev=json.dumps({
+            "driver": "raw", "node-name": "disk", "file": {
+                "driver": "qcow2", "node-name": "image", "file": {"driver": "file", "filename": "disk"}}}))
+        with self.client() as client:
+            self.assertNotEqual(client.do(WRITE, 65536, data=b"x" * 4096).error, 0)
+            self.ask("blockdev-add", "driver=raw", "node-name=layer", "file=image")
+            for name in ("image", "layer"):
+                self.assert_fails(self.cairnctl("block-export-add", "type=nbd", "id=more", "name=more",
+                                                f"node-name={name}", "writable:=true"),
+                                  "'image' is corrupted and cannot be written")
+                self.ask("block-export-add", "type=nbd", f"id={name}", f"name={name}", f"node-name={name}")
+            self.ask("source-push", json.dumps({"parent": "disk", "child": "file",
+                                                "filter": {"driver": "delay", "node-name": "between"}}))
+            self.ask("source-pop", "parent=disk", "child=file", "filter=between")
+            self.assertNotEqual(client.do(WRITE, MIB, data=b"x" * 4096).error, 0)
+            self.assertEqual(client.do(READ, 0, 65536).data, b"\1" * 65536)
+        self.end(daemon)
+
+    def test_corruption(self):
+        """Data that a table puts onto a table: found before it is written; reads go on, one event is sent."""
+        self.corrupt()
         daemon = self.open_disk(options=",discard=unmap")
         events = subprocess.Popen([programs.CAIRNCTL, "-s", self.socket, "--raw", "events"], stdout=subprocess.PIPE,
                                   text=True, cwd=self.folder)

@@ -260,6 +260,11 @@ void qcow2_clean_cache(struct qcow2 *q)
     tables_unlock(q);
 }
 
+bool qcow2_keeps_discarded(const struct qcow2 *q)
+{
+    return q->settings.discard_no_unref && q->settings.discard_freed;
+}
+
 bool qcow2_is_corrupted(const struct qcow2 *q)
 {
     return atomic_load(&q->corrupted);
