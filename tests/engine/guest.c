@@ -26,20 +26,39 @@ int guest_open_data_file(struct guest *guest, struct world *world, bool backed, 
         return result;
     qcow2_set_backing(guest->q, backed);
     guest->size = qcow2_size(guest->q);
+    guest->raw = has_data_file && qcow2_wants_data_file(guest->q) && qcow2_data_file_raw(guest->q);
     guest->model = calloc(1, guest->size + 1);
     guest->unsure = calloc(guest->size / SECTOR + 1, sizeof(bool));
     must(guest->model && guest->unsure);
     return 0;
 }
 
-void guest_create(struct guest *guest, struct world *world, const struct qcow2_create_options *options)
+/* Bits of the header's fields, by the specification's "incompatible_features" and "autoclear_features". */
+#define HEADER_INCOMPATIBLE 72u
+#define HEADER_AUTOCLEAR 88u
+#define INCOMPATIBLE_DATA_FILE 4u
+#define AUTOCLEAR_DATA_RAW 2u
+
+void guest_create_data_file(struct guest *guest, struct world *world, const struct qcow2_create_options *options,
+                            enum guest_data data)
 {
     char text[256] = "";
 
     must(qcow2_create(&world_io, world, options, text) == 0);
-    must(guest_open(guest, world, options->backing_name != NULL) == 0);
+    if (data != DATA_IN_IMAGE)
+        world->bytes[HEADER_INCOMPATIBLE + 7] |= INCOMPATIBLE_DATA_FILE;
+    if (data == DATA_RAW) {
+        world->bytes[HEADER_AUTOCLEAR + 7] |= AUTOCLEAR_DATA_RAW;
+        world_resize_file(world, FORMAT_FILE_DATA, options->size);
+    }
+    must(guest_open_data_file(guest, world, options->backing_name != NULL, data != DATA_IN_IMAGE) == 0);
     if (guest->backed)
         guest_backing(0, guest->model, guest->size);
+}
+
+void guest_create(struct guest *guest, struct world *world, const struct qcow2_create_options *options)
+{
+    guest_create_data_file(guest, world, options, DATA_IN_IMAGE);
 }
 
 void guest_drop(struct guest *guest)
@@ -179,7 +198,7 @@ int guest_write(struct guest *guest, uint64_t offset, uint64_t length)
     guest->writes++;
     for (uint64_t i = 0; i < length; i++)
         data[i] = (unsigned char)(guest->writes * 7 + (offset + i) / SECTOR);
-    world_record(guest->world, RECORD_TOUCH, offset, NULL, length);
+    world_record(guest->world, RECORD_TOUCH, offset, data, length);
     int result = guest_ended(guest, offset, length, data, guest_store(guest, offset, data, length));
 
     free(data);
@@ -206,10 +225,11 @@ int guest_compress(struct guest *guest, uint64_t offset, uint64_t length)
     must(data);
     inside = inside < length ? inside : length;
     guest_fill(guest, data, inside);
-    world_record(guest->world, RECORD_TOUCH, offset, NULL, inside);
+    world_record(guest->world, RECORD_TOUCH, offset, data, inside);
     for (uint64_t at = 0; at < length && result == 0; at += size) {
         result = qcow2_write_compressed(guest->q, offset + at, data + at);
-        if (result == -E2BIG)
+        /* What does not get smaller, and what a data file has no place for, is written as it is. */
+        if (result == -E2BIG || result == -ENOTSUP)
             result = guest_store(guest, offset + at, data + at, inside - at < size ? inside - at : size);
     }
     result = guest_ended(guest, offset, inside, data, result);
@@ -217,14 +237,22 @@ int guest_compress(struct guest *guest, uint64_t offset, uint64_t length)
     return result;
 }
 
+/* What reads as zeroes is zeroes in a raw data file. */
+static int guest_zero_raw(struct guest *guest, uint64_t offset, const unsigned char *zeroes, uint64_t length)
+{
+    return guest->raw ? world_io.write(guest->world, FORMAT_FILE_DATA, offset, zeroes, length) : 0;
+}
+
 int guest_zero(struct guest *guest, uint64_t offset, uint64_t length, bool unmap)
 {
     unsigned char *data = calloc(1, length);
 
     must(data);
-    world_record(guest->world, RECORD_TOUCH, offset, NULL, length);
-    int result = qcow2_write_zeroes(guest->q, offset, length, unmap);
+    world_record(guest->world, RECORD_TOUCH, offset, data, length);
+    int result = guest_zero_raw(guest, offset, data, length);
 
+    if (result == 0)
+        result = qcow2_write_zeroes(guest->q, offset, length, unmap);
     if (result == -ENOTSUP)
         result = guest_store(guest, offset, data, length);
     result = guest_ended(guest, offset, length, data, result);
@@ -232,12 +260,22 @@ int guest_zero(struct guest *guest, uint64_t offset, uint64_t length, bool unmap
     return result;
 }
 
-/* Content is undefined afterwards: the model takes what is there. */
+/* Content is undefined afterwards (old, zeroes or the backing file's): the model takes what is there. */
 int guest_discard(struct guest *guest, uint64_t offset, uint64_t length)
 {
-    world_record(guest->world, RECORD_TOUCH, offset, NULL, length);
-    int result = qcow2_discard(guest->q, offset, length);
+    unsigned char *data = calloc(1, length);
 
+    must(data);
+    world_record(guest->world, RECORD_TOUCH, offset, data, length);
+    int result = guest_zero_raw(guest, offset, data, length);
+
+    if (guest->backed) {
+        guest_backing(offset, data, length);
+        world_record(guest->world, RECORD_TOUCH, offset, data, length);
+    }
+    free(data);
+    if (result == 0)
+        result = qcow2_discard(guest->q, offset, length);
     if (guest_read(guest, offset, guest->model + offset, length) < 0 || result < 0)
         guest_unsure(guest, offset, length, true);
     return result;
@@ -270,7 +308,7 @@ static int guest_clear(struct guest *guest, uint64_t from, uint64_t to)
     if (rest)
         result = guest_store(guest, from, zeroes, rest);
     free(zeroes);
-    if (result == 0 && guest->backed && from + rest < to)
+    if (result == 0 && (guest->backed || guest->raw) && from + rest < to)
         result = guest_zero(guest, from + rest, to - from - rest, true);
     return result;
 }
@@ -280,8 +318,12 @@ int guest_resize(struct guest *guest, uint64_t size)
     uint64_t old = guest->size;
 
     world_record(guest->world, RECORD_TOUCH, size < old ? size : old, NULL, size < old ? old - size : size - old);
-    int result = qcow2_resize(guest->q, size);
+    int result = guest->raw ? world_io.grow(guest->world, FORMAT_FILE_DATA, size) : 0;
 
+    if (result == 0)
+        result = qcow2_resize(guest->q, size);
+    if (result == 0 && guest->raw && size < old)
+        result = world_io.truncate(guest->world, FORMAT_FILE_DATA, size);
     if (result < 0)
         return result;
     guest->model = realloc(guest->model, size + 1);

@@ -129,46 +129,68 @@ enum loss { LOSS_NONE, LOSS_ALL, LOSS_SOME, LOSS_TORN, LOSS_COUNT };
 
 struct cut {
     const struct world *log;
-    size_t end;                /* records before the cut */
-    const unsigned char *base; /* the image when the recording began */
-    uint64_t base_size;
+    size_t end;        /* records before the cut */
+    struct world base; /* the files when the recording began */
+    enum loss losses[FORMAT_FILE_COUNT];
+    bool data_file;
     bool lazy; /* refcounts are allowed to be wrong while the image is marked */
 };
+
+static void base_take(struct cut *cut)
+{
+    world_init(&cut->base);
+    for (enum format_file file = 0; file < FORMAT_FILE_COUNT; file++) {
+        uint64_t size = world_file_size(cut->log, file);
+
+        world_resize_file(&cut->base, file, size);
+        if (size)
+            memcpy(world_bytes(&cut->base, file), world_bytes(cut->log, file), size);
+    }
+}
 
 static void cut_apply(struct world *world, const struct record *record, enum loss loss)
 {
     if (record->kind == RECORD_SIZE) {
-        world_resize(world, record->offset);
+        world_resize_file(world, record->file, record->offset);
         return;
     }
     if (record->kind != RECORD_WRITE || (loss == LOSS_SOME && random_below(2)))
         return;
-    if (record->offset + record->size > world->size)
-        world_resize(world, record->offset + record->size);
+    if (record->offset + record->size > world_file_size(world, record->file))
+        world_resize_file(world, record->file, record->offset + record->size);
     for (size_t done = 0, part; done < record->size; done += part) {
         part = SECTOR - (record->offset + done) % SECTOR;
         part = part < record->size - done ? part : record->size - done;
         if (loss != LOSS_TORN || random_below(2))
-            memcpy(world->bytes + record->offset + done, record->data + done, part);
+            memcpy(world_bytes(world, record->file) + record->offset + done, record->data + done, part);
     }
 }
 
-/* What is on disk: all before the last flush, and of the rest what the loss leaves, in another order. */
-static void cut_build(const struct cut *cut, struct world *world, enum loss loss)
+/*
+ * What is on disk of a file: all before its last flush, and of the rest what the loss leaves, in another order. What
+ * happens to one file says nothing of the other.
+ */
+static void cut_build_file(const struct cut *cut, struct world *world, enum format_file file)
 {
     const struct record *records = cut->log->records;
     size_t flushed = 0, pending[512], count = 0;
+    uint64_t size = world_file_size(&cut->base, file);
+    enum loss loss = cut->losses[file];
 
-    world_init(world);
-    world_resize(world, cut->base_size);
-    memcpy(world->bytes, cut->base, cut->base_size);
+    world_resize_file(world, file, size);
+    if (size)
+        memcpy(world_bytes(world, file), world_bytes(&cut->base, file), size);
     for (size_t i = 0; i < cut->end; i++) {
-        if (records[i].kind == RECORD_FLUSH)
+        if (records[i].kind == RECORD_FLUSH && records[i].file == file)
             flushed = i + 1;
     }
-    for (size_t i = 0; i < flushed; i++)
-        cut_apply(world, &records[i], LOSS_NONE);
+    for (size_t i = 0; i < flushed; i++) {
+        if (records[i].file == file)
+            cut_apply(world, &records[i], LOSS_NONE);
+    }
     for (size_t i = flushed; i < cut->end && loss != LOSS_ALL; i++) {
+        if (records[i].file != file)
+            continue;
         if (loss == LOSS_NONE || count == 512 || records[i].kind == RECORD_SIZE)
             cut_apply(world, &records[i], loss);
         else
@@ -182,19 +204,19 @@ static void cut_build(const struct cut *cut, struct world *world, enum loss loss
     }
 }
 
-static void image_save(const struct world *world, const char *path)
+static void file_save(const struct world *world, enum format_file which, const char *path)
 {
+    const unsigned char *bytes = world_bytes(world, which);
+    uint64_t size = world_file_size(world, which);
     FILE *file = fopen(path, "wb");
-
-    uint64_t size = world->size;
 
     ensure(file);
     /* The end is mostly empty. */
-    while (size && world->bytes[size - 1] == 0)
+    while (size && bytes[size - 1] == 0)
         size--;
-    ensure(fwrite(world->bytes, 1, size, file) == size);
+    ensure(!size || fwrite(bytes, 1, size, file) == size);
     ensure(fclose(file) == 0);
-    ensure(truncate(path, (off_t)world->size) == 0);
+    ensure(truncate(path, (off_t)world_file_size(world, which)) == 0);
 }
 
 /* qemu-img makes an internal snapshot: from now on clusters and tables are shared. */
@@ -203,7 +225,7 @@ static void image_snapshot(struct world *world)
     char command[256], path[128];
 
     snprintf(path, sizeof(path), "%s/snapshot.qcow2", folder);
-    image_save(world, path);
+    file_save(world, FORMAT_FILE_IMAGE, path);
     snprintf(command, sizeof(command), "qemu-img snapshot -q -c s %s", path);
     ensure(system(command) == 0);
     FILE *file = fopen(path, "rb");
@@ -216,13 +238,20 @@ static void image_snapshot(struct world *world)
     fclose(file);
 }
 
-static void cut_show(const struct world *world, const char *what)
+static void cut_show(const struct world *world, bool data_file, const char *what)
 {
-    char command[256], path[128];
+    char command[512], path[128], data[128], option[256] = "";
 
     snprintf(path, sizeof(path), "%s/cut.qcow2", folder);
-    image_save(world, path);
-    snprintf(command, sizeof(command), "qemu-img check -q -f qcow2 %s >/dev/null 2>&1", path);
+    file_save(world, FORMAT_FILE_IMAGE, path);
+    if (data_file) {
+        snprintf(data, sizeof(data), "%s/cut.data", folder);
+        file_save(world, FORMAT_FILE_DATA, data);
+        snprintf(option, sizeof(option), ",data-file.driver=file,data-file.filename=%s", data);
+    }
+    snprintf(command, sizeof(command),
+             "qemu-img check -q --image-opts driver=qcow2,file.driver=file,file.filename=%s%s >/dev/null 2>&1", path,
+             option);
     int status = system(command);
     int code = WEXITSTATUS(status);
 
@@ -230,56 +259,62 @@ static void cut_show(const struct world *world, const char *what)
     cuts_shown++;
 }
 
-static void cut_touch(const struct record *record, bool *touched)
+/* Whether the guest has tried since the promise to put this into a sector. */
+static bool cut_changed(const struct cut *cut, size_t promise, uint64_t at, const unsigned char *bytes)
 {
-    for (uint64_t at = 0; record->kind == RECORD_TOUCH && at < record->size; at += SECTOR)
-        touched[(record->offset + at) / SECTOR] = true;
+    for (size_t i = promise; i < cut->end; i++) {
+        const struct record *record = &cut->log->records[i];
+
+        if (record->kind != RECORD_TOUCH || at < record->offset || at >= record->offset + record->size)
+            continue;
+        if (!record->data || memcmp(bytes, record->data + (at - record->offset), SECTOR) == 0)
+            return true;
+    }
+    return false;
 }
 
-/* What the last promise before the cut said, except where the guest has begun a change since. */
+/* What the last promise before the cut said, or what the guest has written since: what began during the flush too. */
 static void cut_promises(const struct cut *cut, struct guest *guest, const char *what)
 {
     const struct record *records = cut->log->records, *promise = NULL;
-    bool *touched = calloc(WORLD_FILE_MAX / SECTOR, sizeof(bool));
-    unsigned char buf[SECTOR];
+    unsigned char buf[SECTOR], outside[SECTOR];
 
-    ensure(touched);
     for (size_t i = 0; i < cut->end; i++) {
-        if (records[i].kind == RECORD_PROMISE) {
+        if (records[i].kind == RECORD_PROMISE)
             promise = &records[i];
-            memset(touched, 0, WORLD_FILE_MAX / SECTOR * sizeof(bool));
-            /* What began during the flush is not promised. */
-            for (size_t k = promise->offset; k < i; k++)
-                cut_touch(&records[k], touched);
-        }
-        cut_touch(&records[i], touched);
     }
     for (uint64_t at = 0; promise && at < promise->size; at += SECTOR) {
-        if (touched[at / SECTOR])
-            continue;
-        ensure_msg(at < guest->size, "%s: the disk is too short", what);
         ensure(guest_read(guest, at, buf, SECTOR) == 0);
-        ensure_msg(memcmp(buf, promise->data + at, SECTOR) == 0, "%s: sector %lu was promised", what,
-                   (unsigned long)(at / SECTOR));
+        if ((at >= guest->size || memcmp(buf, promise->data + at, SECTOR) != 0) &&
+            !cut_changed(cut, promise->offset, at, buf))
+            ck_abort_msg("%s: sector %lu is not what was promised", what, (unsigned long)(at / SECTOR));
+        /* Others read a raw data file by themselves. */
+        ensure(!guest->raw || world_io.read(guest->world, FORMAT_FILE_DATA, at, outside, SECTOR) == 0);
+        if (guest->raw && memcmp(outside, promise->data + at, SECTOR) != 0 &&
+            !cut_changed(cut, promise->offset, at, outside))
+            ck_abort_msg("%s: sector %lu of the raw file is not what was promised", what, (unsigned long)(at / SECTOR));
     }
-    free(touched);
 }
 
-static void cut_examine(const struct cut *cut, enum loss loss, bool backed, const char *name)
+static void cut_examine(struct cut *cut, enum loss loss, bool backed, const char *name)
 {
     struct world world;
     struct guest guest;
     struct qcow2_check_result check;
     char what[256];
 
-    snprintf(what, sizeof(what), "%s, cut %zu of %zu, loss %d", name, cut->end, cut->log->count, (int)loss);
-    cut_build(cut, &world, loss);
+    cut->losses[FORMAT_FILE_IMAGE] = loss;
+    snprintf(what, sizeof(what), "%s, cut %zu of %zu, loss %d, of data %d", name, cut->end, cut->log->count, (int)loss,
+             (int)cut->losses[FORMAT_FILE_DATA]);
+    world_init(&world);
+    for (enum format_file file = 0; file < FORMAT_FILE_COUNT; file++)
+        cut_build_file(cut, &world, file);
     if (cuts_made++ % (cuts_asked / 200 + 1) == 0 && !cut->lazy)
-        cut_show(&world, what);
-    ensure_msg(guest_open(&guest, &world, backed) == 0, "%s: does not open", what);
+        cut_show(&world, cut->data_file, what);
+    ensure_msg(guest_open_data_file(&guest, &world, backed, cut->data_file) == 0, "%s: does not open", what);
     ensure(qcow2_check(guest.q, false, &check) == 0);
     if (check.corruptions)
-        cut_show(&world, what);
+        cut_show(&world, cut->data_file, what);
     ensure_msg(check.corruptions == 0, "%s: %lu corruptions", what, (unsigned long)check.corruptions);
     cut_promises(cut, &guest, what);
     if (cuts_made % 5 == 0) {
@@ -297,26 +332,34 @@ static void cut_examine(const struct cut *cut, enum loss loss, bool backed, cons
 }
 
 /* Layouts: small ones, so that tables and refcount blocks are short and often made. */
-static const struct qcow2_create_options layouts[] = {
-    {.version = 3, .cluster_bits = 9, .refcount_order = 4},
-    {.version = 2, .cluster_bits = 9, .refcount_order = 4},
-    {.version = 3, .cluster_bits = 9, .refcount_order = 6, .backing_name = "b", .backing_format = "raw"},
-    {.version = 3, .cluster_bits = 12, .refcount_order = 0},
-    {.version = 3, .cluster_bits = 12, .refcount_order = 4, .lazy_refcounts = true, .zstd = true},
-    {.version = 2, .cluster_bits = 12, .refcount_order = 4, .backing_name = "b", .backing_format = "raw"},
-    {.version = 3, .cluster_bits = 14, .refcount_order = 4, .extended_l2 = true},
-    {.version = 3,
-     .cluster_bits = 14,
-     .refcount_order = 3,
-     .extended_l2 = true,
-     .backing_name = "b",
-     .backing_format = "raw"},
+#define BACKED .backing_name = "b", .backing_format = "raw"
+
+static const struct layout {
+    struct qcow2_create_options options;
+    enum guest_data data;
+} layouts[] = {
+    {.options = {.version = 3, .cluster_bits = 9, .refcount_order = 4}},
+    {.options = {.version = 2, .cluster_bits = 9, .refcount_order = 4}},
+    {.options = {.version = 3, .cluster_bits = 9, .refcount_order = 6, BACKED}},
+    {.options = {.version = 3, .cluster_bits = 12, .refcount_order = 0}},
+    {.options = {.version = 3, .cluster_bits = 12, .refcount_order = 4, .lazy_refcounts = true, .zstd = true}},
+    {.options = {.version = 2, .cluster_bits = 12, .refcount_order = 4, BACKED}},
+    {.options = {.version = 3, .cluster_bits = 14, .refcount_order = 4, .extended_l2 = true}},
+    {.options = {.version = 3, .cluster_bits = 14, .refcount_order = 3, .extended_l2 = true, BACKED}},
+    {.options = {.version = 3, .cluster_bits = 9, .refcount_order = 4}, .data = DATA_APART},
+    {.options = {.version = 3, .cluster_bits = 12, .refcount_order = 4, BACKED}, .data = DATA_APART},
+    {.options = {.version = 3, .cluster_bits = 14, .refcount_order = 4, .extended_l2 = true, BACKED},
+     .data = DATA_APART},
+    {.options = {.version = 3, .cluster_bits = 9, .refcount_order = 4, .lazy_refcounts = true}, .data = DATA_RAW},
+    {.options = {.version = 3, .cluster_bits = 14, .refcount_order = 4, .extended_l2 = true}, .data = DATA_RAW},
 };
 #define LAYOUTS (sizeof(layouts) / sizeof(layouts[0]))
+#define FIRST_APART 8 /* layout with a data file */
 
-static void start_plain(struct guest *guest, struct world *world, const struct qcow2_create_options *options)
+static void start_plain(struct guest *guest, struct world *world, const struct qcow2_create_options *options,
+                        enum guest_data data)
 {
-    guest_create(guest, world, options);
+    guest_create_data_file(guest, world, options, data);
     for (unsigned i = 0; i < 3; i++)
         act(guest, WRITE_SMALL, UINT64_C(1) << options->cluster_bits);
     ensure(guest_flush(guest) == 0);
@@ -336,7 +379,7 @@ static void start_shared(unsigned layout, struct guest *guest, struct world *wor
     struct start *start = &starts[layout];
 
     if (start->used++ % START_USES == 0 || start->disk != options->size) {
-        start_plain(guest, world, options);
+        start_plain(guest, world, options, DATA_IN_IMAGE);
         start->disk = options->size;
         start->model = realloc(start->model, start->disk);
         ensure(start->model);
@@ -354,10 +397,11 @@ static void start_shared(unsigned layout, struct guest *guest, struct world *wor
     memcpy(guest->model, start->model, start->disk);
 }
 
-/* Runs the actions and looks at cuts of them, at every place or at so many. */
+/* Runs the actions and looks at so many cuts of them; 0: at each place, with each loss of each file. */
 static void crash(unsigned layout, bool snapshot, const enum action *actions, unsigned count, unsigned long cuts)
 {
-    struct qcow2_create_options options = layouts[layout];
+    struct qcow2_create_options options = layouts[layout].options;
+    enum guest_data data = layouts[layout].data;
     uint64_t cluster = UINT64_C(1) << options.cluster_bits;
     struct world world;
     struct guest guest;
@@ -366,20 +410,17 @@ static void crash(unsigned layout, bool snapshot, const enum action *actions, un
     /* So wide that tables are many, and leave the small caches. */
     wide = count > 3 && options.cluster_bits == 9 && random_below(2);
     options.size = (wide ? 1000 : 16) * cluster;
-    /* A refcount of one bit cannot say that a cluster is shared. */
-    snapshot = snapshot && options.refcount_order > 0;
+    /* A refcount of one bit cannot say that a cluster is shared, and a data file's clusters have none. */
+    snapshot = snapshot && options.refcount_order > 0 && data == DATA_IN_IMAGE;
     world_init(&world);
     world.small_caches = random_below(2);
     if (snapshot)
         start_shared(layout, &guest, &world, &options);
     else
-        start_plain(&guest, &world, &options);
-    struct cut cut = {.log = &world, .base_size = world.size, .lazy = options.lazy_refcounts};
-    unsigned char *base = malloc(world.size);
+        start_plain(&guest, &world, &options, data);
+    struct cut cut = {.log = &world, .data_file = data != DATA_IN_IMAGE, .lazy = options.lazy_refcounts};
 
-    ensure(base);
-    memcpy(base, world.bytes, world.size);
-    cut.base = base;
+    base_take(&cut);
     meanwhile_guest = &guest;
     world.recording = true;
     world_record(&world, RECORD_PROMISE, 0, guest.model, guest.size);
@@ -391,17 +432,25 @@ static void crash(unsigned layout, bool snapshot, const enum action *actions, un
     }
     world.meanwhile = NULL;
     ensure_msg(guest_compare(&guest) == UINT64_MAX, "layout %u: reads differ", layout);
+    /* Whoever closes an image may turn the machine off. */
     ensure(qcow2_finish(guest.q) == 0);
+    world_record(&world, RECORD_PROMISE, world.count, guest.model, guest.size);
     world.recording = false;
     snprintf(name, sizeof(name), "layout %u%s, actions %d %d %d of %u", layout, snapshot ? " with a snapshot" : "",
              (int)actions[0], count > 1 ? (int)actions[1] : -1, count > 2 ? (int)actions[2] : -1, count);
-    for (unsigned long i = 0; i < cuts && world.count; i++) {
-        cut.end = cuts >= world.count * LOSS_COUNT ? (i / LOSS_COUNT) % (world.count + 1)
-                                                   : random_below((uint32_t)world.count + 1);
+    unsigned long places = world.count + 1;
+
+    cuts = cuts ? cuts : places * LOSS_COUNT * (cut.data_file ? LOSS_COUNT : 1);
+    for (unsigned long i = 0; i < cuts; i++) {
+        bool all = cuts >= places * LOSS_COUNT;
+
+        cut.end = all ? (i / LOSS_COUNT) % places : i == LOSS_ALL ? world.count : random_below((uint32_t)places);
+        if (cut.data_file)
+            cut.losses[FORMAT_FILE_DATA] = all ? i / LOSS_COUNT / places % LOSS_COUNT : random_below(LOSS_COUNT);
         cut_examine(&cut, (enum loss)(i % LOSS_COUNT), options.backing_name != NULL, name);
     }
     guest_drop(&guest);
-    free(base);
+    world_destroy(&cut.base);
     world_destroy(&world);
 }
 
@@ -441,6 +490,19 @@ START_TEST(crash_long)
 }
 END_TEST
 
+/* Data and tables in files of their own: what one has says nothing of what the other has. */
+START_TEST(crash_data_file)
+{
+    static const enum action sequences[][3] = {
+        {WRITE_LARGE, FLUSH, REWRITE}, {WRITE_LARGE, REWRITE, FLUSH},       {ZERO_UNMAP, WRITE_SMALL, FLUSH},
+        {DISCARD, FLUSH, REWRITE},     {WRITE_LARGE, DISCARD, WRITE_SMALL}, {SHRINK, GROW, FLUSH},
+    };
+
+    for (unsigned i = 0; i < sizeof(sequences) / sizeof(sequences[0]); i++)
+        crash((unsigned)_i, false, sequences[i], 3, 0);
+}
+END_TEST
+
 /* A larger refcount table takes the place of the first: fields of the header that name it. */
 #define REFTABLE_FIELDS 48u
 #define REFTABLE_FIELDS_SIZE 12u
@@ -448,20 +510,19 @@ END_TEST
 START_TEST(crash_refcount_table_grows)
 {
     const struct qcow2_create_options options = {.version = 3, .cluster_bits = 9, .refcount_order = 6, .size = 3 << 20};
-    unsigned char before[REFTABLE_FIELDS_SIZE], *base = malloc(WORLD_FILE_MAX);
+    unsigned char before[REFTABLE_FIELDS_SIZE];
     struct world world;
     struct guest guest;
     bool grown = false;
 
-    ensure(base);
     world_init(&world);
     guest_create(&guest, &world, &options);
     memcpy(before, world.bytes + REFTABLE_FIELDS, sizeof(before));
     for (uint64_t at = 0; at < options.size && !grown; at += 8 * SECTOR) {
-        struct cut cut = {.log = &world, .base = base, .base_size = world.size};
+        struct cut cut = {.log = &world};
 
         world_forget(&world);
-        memcpy(base, world.bytes, world.size);
+        base_take(&cut);
         world.recording = true;
         world_record(&world, RECORD_PROMISE, 0, guest.model, guest.size);
         ensure(guest_write(&guest, at, 8 * SECTOR) == 0 && guest_flush(&guest) == 0);
@@ -471,11 +532,11 @@ START_TEST(crash_refcount_table_grows)
             cut.end = i / LOSS_COUNT;
             cut_examine(&cut, (enum loss)(i % LOSS_COUNT), false, "the refcount table grows");
         }
+        world_destroy(&cut.base);
     }
     ensure(grown);
     guest_drop(&guest);
     world_destroy(&world);
-    free(base);
 }
 END_TEST
 
@@ -503,6 +564,7 @@ int main(void)
     tcase_set_timeout(cases, cuts_asked > 12000 ? 0 : 120);
     tcase_add_test(cases, crash_short);
     tcase_add_test(cases, crash_refcount_table_grows);
+    tcase_add_loop_test(cases, crash_data_file, FIRST_APART, (int)LAYOUTS);
     tcase_add_loop_test(cases, crash_long, 0, (int)LAYOUTS);
     suite_add_tcase(suite, cases);
     runner = srunner_create(suite);

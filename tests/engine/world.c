@@ -28,7 +28,8 @@ void world_destroy(struct world *world)
     free(world->bytes);
 }
 
-void world_record(struct world *world, enum record_kind kind, uint64_t offset, const void *data, size_t size)
+static void record_add(struct world *world, enum record_kind kind, enum format_file file, uint64_t offset,
+                       const void *data, size_t size)
 {
     if (!world->recording)
         return;
@@ -39,7 +40,7 @@ void world_record(struct world *world, enum record_kind kind, uint64_t offset, c
     }
     struct record *record = &world->records[world->count++];
 
-    *record = (struct record){.kind = kind, .offset = offset, .size = size};
+    *record = (struct record){.kind = kind, .file = file, .offset = offset, .size = size};
     if (data) {
         record->data = malloc(size);
         must(record->data);
@@ -47,17 +48,45 @@ void world_record(struct world *world, enum record_kind kind, uint64_t offset, c
     }
 }
 
-void world_resize(struct world *world, uint64_t size)
+void world_record(struct world *world, enum record_kind kind, uint64_t offset, const void *data, size_t size)
+{
+    record_add(world, kind, FORMAT_FILE_IMAGE, offset, data, size);
+}
+
+static void file_resize(unsigned char **bytes, uint64_t *old, uint64_t *room, uint64_t size)
 {
     must(size <= WORLD_FILE_MAX);
-    if (size > world->room) {
-        world->bytes = realloc(world->bytes, size);
-        must(world->bytes);
-        world->room = size;
+    if (size > *room) {
+        *bytes = realloc(*bytes, size);
+        must(*bytes);
+        *room = size;
     }
-    if (size > world->size)
-        memset(world->bytes + world->size, 0, size - world->size);
-    world->size = size;
+    if (size > *old)
+        memset(*bytes + *old, 0, size - *old);
+    *old = size;
+}
+
+void world_resize_file(struct world *world, enum format_file file, uint64_t size)
+{
+    if (file == FORMAT_FILE_DATA)
+        file_resize(&world->data, &world->data_size, &world->data_room, size);
+    else
+        file_resize(&world->bytes, &world->size, &world->room, size);
+}
+
+void world_resize(struct world *world, uint64_t size)
+{
+    world_resize_file(world, FORMAT_FILE_IMAGE, size);
+}
+
+unsigned char *world_bytes(const struct world *world, enum format_file file)
+{
+    return file == FORMAT_FILE_DATA ? world->data : world->bytes;
+}
+
+uint64_t world_file_size(const struct world *world, enum format_file file)
+{
+    return file == FORMAT_FILE_DATA ? world->data_size : world->size;
 }
 
 static int world_fails(struct world *world)
@@ -75,13 +104,11 @@ static int world_read(void *opaque, enum format_file file, uint64_t offset, void
 
     if (result < 0)
         return result;
-    bool apart = file == FORMAT_FILE_DATA && world->data;
-    const unsigned char *bytes = apart ? world->data : world->bytes;
-    uint64_t end = apart ? world->data_size : world->size;
+    uint64_t end = world_file_size(world, file);
 
     memset(buf, 0, size);
     if (offset < end)
-        memcpy(buf, bytes + offset, size < end - offset ? size : end - offset);
+        memcpy(buf, world_bytes(world, file) + offset, size < end - offset ? size : end - offset);
     return 0;
 }
 
@@ -90,15 +117,14 @@ static int world_write(void *opaque, enum format_file file, uint64_t offset, con
     struct world *world = opaque;
     int result = world_fails(world);
 
-    (void)file;
     if (result < 0)
         return result;
     if (offset > WORLD_FILE_MAX || size > WORLD_FILE_MAX - offset)
         return -ENOSPC;
-    if (offset + size > world->size)
-        world_resize(world, offset + size);
-    memcpy(world->bytes + offset, buf, size);
-    world_record(world, RECORD_WRITE, offset, buf, size);
+    if (offset + size > world_file_size(world, file))
+        world_resize_file(world, file, offset + size);
+    memcpy(world_bytes(world, file) + offset, buf, size);
+    record_add(world, RECORD_WRITE, file, offset, buf, size);
     return 0;
 }
 
@@ -107,10 +133,9 @@ static int world_flush(void *opaque, enum format_file file)
     struct world *world = opaque;
     int result = world_fails(world);
 
-    (void)file;
     if (result < 0)
         return result;
-    world_record(world, RECORD_FLUSH, 0, NULL, 0);
+    record_add(world, RECORD_FLUSH, file, 0, NULL, 0);
     /* What others do while this takes its time is not flushed by it. */
     if (world->meanwhile && !world->locked[FORMAT_LOCK_TABLES]) {
         void (*meanwhile)(struct world *) = world->meanwhile;
@@ -127,14 +152,13 @@ static int world_grow(void *opaque, enum format_file file, uint64_t size)
     struct world *world = opaque;
     int result = world_fails(world);
 
-    (void)file;
     if (result < 0)
         return result;
     if (size > WORLD_FILE_MAX)
         return -ENOSPC;
-    if (size > world->size) {
-        world_resize(world, size);
-        world_record(world, RECORD_SIZE, size, NULL, 0);
+    if (size > world_file_size(world, file)) {
+        world_resize_file(world, file, size);
+        record_add(world, RECORD_SIZE, file, size, NULL, 0);
     }
     return 0;
 }
@@ -143,9 +167,8 @@ static int world_truncate(void *opaque, enum format_file file, uint64_t size)
 {
     struct world *world = opaque;
 
-    (void)file;
-    world_resize(world, size);
-    world_record(world, RECORD_SIZE, size, NULL, 0);
+    world_resize_file(world, file, size);
+    record_add(world, RECORD_SIZE, file, size, NULL, 0);
     return 0;
 }
 
@@ -155,20 +178,18 @@ static void world_discard(void *opaque, enum format_file file, uint64_t offset, 
     struct world *world = opaque;
     unsigned char *junk = malloc(length);
 
-    (void)file;
     must(junk);
     memset(junk, 0xdd, length);
-    if (offset + length <= world->size) {
-        memcpy(world->bytes + offset, junk, length);
-        world_record(world, RECORD_WRITE, offset, junk, length);
+    if (offset + length <= world_file_size(world, file)) {
+        memcpy(world_bytes(world, file) + offset, junk, length);
+        record_add(world, RECORD_WRITE, file, offset, junk, length);
     }
     free(junk);
 }
 
 static uint64_t world_size(void *opaque, enum format_file file)
 {
-    (void)file;
-    return ((struct world *)opaque)->size;
+    return world_file_size(opaque, file);
 }
 
 static void *world_alloc(void *opaque, size_t size)

@@ -19,14 +19,15 @@
 
 enum record_kind {
     RECORD_WRITE,
-    RECORD_FLUSH,  /* what was written before is durable */
-    RECORD_SIZE,   /* the file's size was set to offset */
-    RECORD_TOUCH,  /* the guest begins to change [offset, offset + size) of the disk */
+    RECORD_FLUSH, /* what was written before is durable */
+    RECORD_SIZE,  /* the file's size was set to offset */
+    RECORD_TOUCH, /* the guest begins to change [offset, offset + size) of the disk, perhaps to data; NULL: to anything */
     RECORD_PROMISE /* a guest's flush has returned: data is a copy of the model when it began, after `offset` records */
 };
 
 struct record {
     enum record_kind kind;
+    enum format_file file; /* of writes, flushes and sizes */
     uint64_t offset;
     size_t size;
     unsigned char *data;
@@ -35,8 +36,8 @@ struct record {
 struct world {
     unsigned char *bytes; /* the image */
     uint64_t size, room;
-    unsigned char *data; /* a data file, only to be read; NULL: its content is in bytes */
-    uint64_t data_size;
+    unsigned char *data; /* the data file */
+    uint64_t data_size, data_room;
     bool recording;
     struct record *records;
     size_t count, records_room;
@@ -58,7 +59,10 @@ void world_init(struct world *world);
 void world_destroy(struct world *world);
 void world_forget(struct world *world); /* what was recorded */
 void world_record(struct world *world, enum record_kind kind, uint64_t offset, const void *data, size_t size);
-void world_resize(struct world *world, uint64_t size);
+void world_resize(struct world *world, uint64_t size); /* the image */
+void world_resize_file(struct world *world, enum format_file file, uint64_t size);
+unsigned char *world_bytes(const struct world *world, enum format_file file);
+uint64_t world_file_size(const struct world *world, enum format_file file);
 
 #define SECTOR 512u
 
@@ -70,14 +74,20 @@ struct guest {
     uint64_t size;
     uint64_t writes; /* makes content unique */
     bool backed;
+    bool raw;              /* the data file is the disk for others as well */
     uint64_t backing_size; /* bytes; no end unless the caller sets it */
 };
 
+enum guest_data { DATA_IN_IMAGE, DATA_APART, DATA_RAW };
+
 /* An image of size bytes, opened; ends the test if that fails. */
 void guest_create(struct guest *guest, struct world *world, const struct qcow2_create_options *options);
+/* The same, whose data is in a file of its own. */
+void guest_create_data_file(struct guest *guest, struct world *world, const struct qcow2_create_options *options,
+                            enum guest_data data);
 /* The image in the world; 0 or an error. The model is the caller's to set. */
 int guest_open(struct guest *guest, struct world *world, bool backed);
-/* The same for an image with a data file, world->data: only to be looked at. */
+/* The same for an image with a data file. */
 int guest_open_data_file(struct guest *guest, struct world *world, bool backed, bool has_data_file);
 void guest_close(struct guest *guest); /* finishes too; a failure of that is ignored */
 void guest_drop(struct guest *guest);  /* as if killed */

@@ -65,6 +65,7 @@ static void lose_power(void)
     if (stage.image->data_file)
         power_fail(1, &world.data, &world.data_size);
     world.room = world.size;
+    world.data_room = world.data_size;
     snprintf(what, sizeof(what), "power lost after %lu requests", (unsigned long)stage.crowd->ended_count);
     int result = guest_open_data_file(&guest, &world, stage.below != BELOW_NOTHING, stage.image->data_file);
 
