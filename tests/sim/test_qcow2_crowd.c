@@ -33,7 +33,10 @@
 #endif
 #define REQUESTS 400
 
+#define DATA_SEEDS_SHARE 4 /* of the seeds, once more with data files */
+
 static unsigned long seeds = SEEDS, requests = REQUESTS;
+static unsigned power_lasts; /* steps of the simulation, on average */
 
 /* Loss of power */
 
@@ -83,7 +86,7 @@ static void lose_power(void)
 
 static bool work(struct loop *loop, void *arg)
 {
-    if (stage.file.fd >= 0 && stage.size_low && stage_random(1500) == 0)
+    if (stage.file.fd >= 0 && stage.size_low && stage_random(power_lasts) == 0)
         lose_power();
     return crowd_work(loop, arg);
 }
@@ -148,9 +151,10 @@ static void control(void *arg)
 
 /* Runs */
 
-static void crowd_by_seed(uint64_t seed, bool by_slow)
+static void crowd_by_seed(uint64_t seed, bool by_slow, const struct image *image)
 {
-    stage_begin(seed, by_slow, NULL);
+    power_lasts = image ? 100 : 1500;
+    stage_begin(seed, by_slow, image);
     stage.crowd->limit = requests;
     stage.crowd->faulty = stage.faulty = stage_random(4) == 0;
     coroutine_start(loop_main, control, NULL);
@@ -161,13 +165,24 @@ static void crowd_by_seed(uint64_t seed, bool by_slow)
 
 START_TEST(by_map)
 {
-    crowd_by_seed((uint64_t)_i, false);
+    crowd_by_seed((uint64_t)_i, false, NULL);
 }
 END_TEST
 
 START_TEST(by_slow)
 {
-    crowd_by_seed((uint64_t)_i, true);
+    crowd_by_seed((uint64_t)_i, true, NULL);
+}
+END_TEST
+
+/* What is in one file may need what is in the other: these lose power often. */
+START_TEST(by_data_file)
+{
+    unsigned image = _i % 2 ? 0 : image_count - 1;
+
+    while (!images[image].data_file)
+        image = (image + 1) % image_count;
+    crowd_by_seed((uint64_t)_i, _i % 4 == 0, &images[image]);
 }
 END_TEST
 
@@ -193,6 +208,8 @@ int main(void)
     tcase_set_timeout(cases, 60);
     tcase_add_loop_test(cases, by_map, seed >= 0 ? seed : 0, seed >= 0 ? seed + 1 : (int)seeds);
     tcase_add_loop_test(cases, by_slow, seed >= 0 ? seed : 0, seed >= 0 ? seed + 1 : (int)seeds);
+    tcase_add_loop_test(cases, by_data_file, seed >= 0 ? seed : 0,
+                        seed >= 0 ? seed + 1 : (int)(seeds / DATA_SEEDS_SHARE));
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
 
