@@ -36,6 +36,8 @@
 #define DATA_SEEDS_SHARE 4 /* of the seeds, once more with data files */
 
 static unsigned long seeds = SEEDS, requests = REQUESTS;
+#define IN_PLACE 16384u /* bytes of a write in place */
+
 static unsigned power_lasts; /* steps of the simulation, on average */
 
 /* Loss of power */
@@ -175,6 +177,45 @@ START_TEST(by_slow)
 }
 END_TEST
 
+static void request(uint8_t op, uint64_t offset, uint64_t length)
+{
+    struct crowd_slot *slot = crowd_submit(stage.crowd, op, 0, offset, length);
+
+    while (slot->busy)
+        coroutine_sleep(100000);
+    ck_assert_int_eq(slot->result, 0);
+}
+
+/* Nothing of the tables waits when these flushes come: data that was written in place is all that they are for. */
+static void control_in_place(void *arg)
+{
+    (void)arg;
+    stage_add_nodes(false);
+    request(REQ_WRITE, 0, IN_PLACE);
+    for (unsigned i = 0; i < 4; i++) {
+        request(REQ_FLUSH, 0, 0);
+        request(REQ_WRITE, i * 512, IN_PLACE - 4 * 512);
+        request(REQ_FLUSH, 0, 0);
+        for (unsigned k = 0; k < 8; k++)
+            lose_power();
+    }
+    stage_wait_for_crowd();
+    stage_read_all();
+    stage.size = consumer_size(&stage.crowd->consumer);
+    stage_remove_nodes();
+    stage.done = true;
+}
+
+START_TEST(flush_of_what_was_written_in_place)
+{
+    stage_begin(1, false, &images[_i]);
+    coroutine_start(loop_main, control_in_place, NULL);
+    while (sim_step(stage.sim, NULL, NULL))
+        continue;
+    stage_end(true);
+}
+END_TEST
+
 /* What is in one file may need what is in the other: these lose power often. */
 START_TEST(by_data_file)
 {
@@ -210,6 +251,7 @@ int main(void)
     tcase_add_loop_test(cases, by_slow, seed >= 0 ? seed : 0, seed >= 0 ? seed + 1 : (int)seeds);
     tcase_add_loop_test(cases, by_data_file, seed >= 0 ? seed : 0,
                         seed >= 0 ? seed + 1 : (int)(seeds / DATA_SEEDS_SHARE));
+    tcase_add_loop_test(cases, flush_of_what_was_written_in_place, 0, (int)image_count);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
 
