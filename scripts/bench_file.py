@@ -1,16 +1,17 @@
 """NBD on a raw file, through the page cache and past it, with what fio gets straight from the same file."""
-from bench_common import SIZE, Row, cairn, fio, make_file, nbdkit, qsd, run_rows
+from bench_common import SIZE, Row, cairn, fio, make_file, nbdkit, qsd, run_rows, warm
 
 READ_256K = ["--size", "262144", "--sequential", "--depth", "8"]
 WRITE_1M = ["--size", "1048576", "--sequential", "--depth", "8", "--write"]
 
 
 def node(folder, name, direct):
-    return f"driver=file,node-name=d,filename={make_file(folder, name)},cache.direct={'on' if direct else 'off'}"
+    path = make_file(folder, name)
+    return f"driver=file,node-name=d,filename={path if direct else warm(path)},cache.direct={'on' if direct else 'off'}"
 
 
 def buffered(folder):
-    return [*direct(folder, False), ("nbdkit", nbdkit("file", make_file(folder, "nbdkit")), "")]
+    return [*direct(folder, False), ("nbdkit", nbdkit("file", warm(make_file(folder, "nbdkit"))), "")]
 
 
 def direct(folder, past_cache=True):

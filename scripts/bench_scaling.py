@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 
-from bench_common import CAIRND, LOAD, ROOT, SIZE, Server, make_file, median
+from bench_common import CAIRND, LOAD, ROOT, SIZE, Server, make_file, median, warm
 
 VHOST = os.path.join(ROOT, "build/cairn-vhost-bench")
 THREADS = (1, 2, 4, 8)
@@ -53,12 +53,6 @@ def load(kind, server, threads, seconds):
     else:
         sample = vhost_load(server, threads, seconds)
     return {"iops": sample["iops"]} if sample else None
-
-
-def warm(path):
-    with open(path, "rb") as disk:
-        while disk.read(1 << 24):
-            pass
 
 
 def measure(kind, disk, folder, options):
