@@ -95,6 +95,14 @@ def warm(path):
     return path
 
 
+def cold(path):
+    """The file, nothing of it in the page cache."""
+    with open(path, "rb") as disk:
+        os.fsync(disk.fileno())
+        os.posix_fadvise(disk.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
 @dataclass
 class Row:
     """One load on several servers.

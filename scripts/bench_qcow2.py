@@ -123,10 +123,7 @@ def chain(bench, folder, layers):
 
 def past_cache(path, row):
     """O_DIRECT pays for each page that is still in the page cache: there is none when it is measured."""
-    if row.direct:
-        with open(path, "rb") as disk:
-            os.posix_fadvise(disk.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return path
+    return bench_common.cold(path) if row.direct else path
 
 
 def image(bench, row, folder, name):
