@@ -24,10 +24,13 @@ static struct vhost_export *vhost_export_of(const struct export *export)
     return export->state;
 }
 
-/* Front ends: one at a time. One that comes while the last one is being taken leave of waits; others are refused. */
+/* Front ends: one at a time. One that comes while the last one is being taken leave of waits, unless it has gone away
+ * again when the next one comes; others are refused. */
 
 static void vhost_export_take(struct vhost_export *vhost, int fd)
 {
+    if (vhost->waiting >= 0 && vhost_hung_up(vhost->waiting))
+        close(take_fd(&vhost->waiting));
     if (!vhost->session) {
         vhost_session_start(vhost, fd);
     } else if (vhost->waiting < 0 && vhost_session_is_ending(vhost->session)) {

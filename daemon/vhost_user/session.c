@@ -69,11 +69,16 @@ void vhost_session_stop(struct vhost_session *session)
     session_nudge(session);
 }
 
+bool vhost_hung_up(int fd)
+{
+    struct pollfd state = {.fd = fd, .events = POLLRDHUP};
+
+    return poll(&state, 1, 0) > 0 && state.revents & (POLLRDHUP | POLLHUP | POLLERR);
+}
+
 bool vhost_session_is_ending(const struct vhost_session *session)
 {
-    struct pollfd state = {.fd = session->fd, .events = POLLRDHUP};
-
-    return session->ending || (poll(&state, 1, 0) > 0 && state.revents & (POLLRDHUP | POLLHUP | POLLERR));
+    return session->ending || vhost_hung_up(session->fd);
 }
 
 static void session_broken(struct vhost_queue *queue)

@@ -57,6 +57,9 @@ void vhost_session_stop(struct vhost_session *session);
 /* Whether its front end has hung up, or it is being ended. */
 bool vhost_session_is_ending(const struct vhost_session *session);
 
+/* Whether the peer of a connection has closed it; what it sent before may still be there. */
+bool vhost_hung_up(int fd);
+
 /* The disk has another size. */
 void vhost_session_resized(struct vhost_session *session);
 

@@ -452,6 +452,22 @@ class BadFrontEnds(programs.Program):
                 front.socket.sendall(whole[:count])
                 front.close()
 
+    def test_disconnect_while_waiting(self):
+        """Who waits for the end of the last front end, and goes away, is in nobody's way."""
+        self.ask("blockdev-add", "driver=delay", "node-name=slow", "file=d", "latency-ns=1000000000")
+        self.ask("block-export-add", "type=vhost-user-blk", "id=s", "addr.type=unix", "addr.path=slow", "node-name=slow")
+        self.quiet = self.descriptors()
+        first = Front(self.path("slow")).good()
+        first.request(IN, data=512)
+        first.show(0)
+        time.sleep(0.1)     # until it is in flight: if it is not, the test shows less, and passes
+        first.close()
+        for _ in range(2):
+            Front(self.path("slow")).close()
+        last = Front(self.path("slow"))
+        self.fronts.append(last)
+        self.assertTrue(last.number(GET_FEATURES))
+
     def test_disconnect_after_each_message(self):
         class Enough(Exception):
             pass
