@@ -157,7 +157,8 @@ class Front:
         """offset: in the memory, or a whole guest address if it is larger."""
         guest = offset if offset >= MEMORY else GUEST + offset
         if self.packed:
-            avail = 0x80 if at == DESC and self.wrap else 0
+            # The first one is shown last, by show(): a daemon that polls would take a chain that is still being made.
+            avail = 0x80 if at == DESC and index and self.wrap else 0
             self.put(at + 16 * index, "QIHH", guest, size, following, flags | avail)
         else:
             self.put(at + 16 * index, "QIHH", guest, size, flags, following)
@@ -181,8 +182,10 @@ class Front:
         self.chain(*pieces, (STATUS_BYTE, 1, True))
 
     def show(self, *heads, index=None):
-        """Makes chains available (a packed ring shows them by itself), and kicks."""
-        if not self.packed:
+        """Makes chains available, and kicks."""
+        if self.packed:
+            self.put(DESC + 14, "H", self.get(DESC + 14, "H")[0] | 0x80)
+        else:
             for head in heads:
                 self.put(AVAIL + 4 + 2 * (self.avail % SIZE), "H", head)
                 self.avail += 1
