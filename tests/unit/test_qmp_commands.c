@@ -218,7 +218,7 @@ START_TEST(test_commands_objects)
         {"qom-list", "{'path':'io'}", "{'name': 'poll-max-ns', 'type': "},
         {"qom-get", "{'path':'/objects','property':'io'}", "{'return': '/objects/io'}"},
         {"qom-get", "{'path':'io','property':'type'}", "{'return': 'iothread'}"},
-        {"qom-get", "{'path':'io','property':'poll-max-ns'}", "{'return': 32768}"},
+        {"qom-get", "{'path':'io','property':'poll-max-ns'}", "{'return': 131072}"},
         {"qom-get", "{'path':'io','property':'aio-max-batch'}", "{'return': 0}"},
         {"qom-get", "{'path':'io','property':'cpu-affinity'}", "{'return': []}"},
         {"qom-list", "{'path':'io'}", "{'name': 'cpu-affinity', 'type': 'uint64List'}"},
