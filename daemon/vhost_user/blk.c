@@ -29,6 +29,8 @@ static bool blk_end(struct vhost_slot *slot, uint8_t status, uint32_t written)
     queue->ring.ops->put(queue, slot, written);
     slot->busy = false;
     queue->slots.busy--;
+    if (unlikely(++queue->ring.unshown >= VHOST_SHOW))
+        vhost_queue_show(queue);
     if (!list_is_linked(&queue->hook.link))
         loop_hook_queue(queue->poller.loop, &queue->hook);
     return true;

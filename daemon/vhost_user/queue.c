@@ -91,12 +91,21 @@ static void queue_call_driver(const struct vhost_queue *queue)
         return;
 }
 
+void vhost_queue_show(struct vhost_queue *queue)
+{
+    queue->ring.unshown = 0;
+    queue->ring.call_due |= queue->ring.ops->publish(queue);
+}
+
 static void queue_hook(struct loop_hook *hook)
 {
     struct vhost_queue *queue = container_of(hook, struct vhost_queue, hook);
 
-    if (queue->ring.ops->publish(queue))
+    vhost_queue_show(queue);
+    if (queue->ring.call_due) {
+        queue->ring.call_due = false;
         queue_call_driver(queue);
+    }
     if (unlikely(queue->stopping))
         queue_reap(queue);
 }

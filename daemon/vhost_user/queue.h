@@ -109,6 +109,8 @@ struct vhost_ring_packed_state {
 };
 
 struct vhost_ring {
+    uint16_t unshown;               /* ended since the last show */
+    bool call_due;                  /* the driver waited for something that was shown */
     const struct vhost_ring_ops *ops;
     union {
         struct vhost_ring_split_state split;
@@ -139,6 +141,10 @@ struct vhost_queue_setup {
     bool has_address, enabled;
     bool halted;                            /* broken: until it is set up again */
 };
+
+/* Answers of one turn are shown as they come, so many at a time: the driver takes them while we go on, and sends new
+ * requests instead of going to sleep. */
+#define VHOST_SHOW 8u
 
 struct vhost_queue {
     struct vhost_ring ring;
@@ -210,6 +216,9 @@ int vhost_queue_scratch(struct vhost_queue *queue, unsigned scratch);
 /* On the loop: */
 
 void vhost_queue_resumed(struct vhost_queue *queue);
+
+/* Shows the driver what ended. It is called at the end of the turn. */
+void vhost_queue_show(struct vhost_queue *queue);
 /* Nothing more is taken. Told once. */
 void vhost_queue_break(struct vhost_queue *queue, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -171,6 +171,7 @@ static int job_send(struct job *job, const struct job_turn *turn)
 {
     struct front_queue *queue = job->queue;
     int sent = 0, slot;
+    bool kick = false;
     uint64_t now = 0;
 
     while (queue->flying_count < job->options->depth && (slot = front_queue_take(queue)) >= 0) {
@@ -187,8 +188,10 @@ static int job_send(struct job *job, const struct job_turn *turn)
             now = measure_now();
         request->sent_at = now;
         front_queue_push(queue, (uint16_t)slot);
+        /* One by one, and a kick for all, as Linux does it. */
+        kick |= front_queue_publish(queue);
     }
-    if (sent && front_queue_publish(queue))
+    if (kick)
         front_queue_kick(queue);
     return sent;
 }
