@@ -122,6 +122,12 @@ class Row:
     server: type = Server
 
 
+def in_turn(servers, number):
+    """The order of a round: another one begins each time, since who comes after whom finds other memory and caches."""
+    first = number % len(servers)
+    return servers[first:] + servers[:first]
+
+
 def median(samples):
     return {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
 
@@ -132,8 +138,8 @@ def measure(row, folder, options):
     samples = {server.name: [] for server in running}
     floors = []
     try:
-        for _ in range(options.rounds):
-            for server in running:
+        for number in range(options.rounds):
+            for server in in_turn(running, number):
                 if sample := server.load(row.load, options.seconds):
                     samples[server.name].append(sample)
             if row.floor:

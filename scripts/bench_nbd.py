@@ -3,7 +3,7 @@ import os
 import subprocess
 import time
 
-from bench_common import ROOT, SIZE, Row, Server, cairn, fio, have, median, nbdkit, qsd, run_rows
+from bench_common import ROOT, SIZE, Row, Server, cairn, fio, have, in_turn, median, nbdkit, qsd, run_rows
 
 FLOOR = os.path.join(ROOT, "build/bench/floor")
 NULL = f"driver=null-co,node-name=d,size={SIZE}"
@@ -40,8 +40,8 @@ def filters(folder, options):
     """Each stack compared with the bare node, in rounds of their own."""
     running = [Server(f"{layers}-filters", stacked(layers), folder, "d") for layers in LAYERS]
     samples = {server.name: [] for server in running}
-    for _ in range(options.rounds):
-        for server in running:
+    for number in range(options.rounds):
+        for server in in_turn(running, number):
             samples[server.name].append(server.load([], options.seconds))
     for server in running:
         server.stop()

@@ -45,6 +45,8 @@ def cache_rows(kind, direct):
         Row(f"qcow2 {kind} allocating 64k write QD8", WRITE_64K, "new", direct=direct),
         Row(f"qcow2 {kind} overlay 4k write QD32", WRITE, "over", direct=direct),
         Row(f"qcow2 {kind} overlay 4k write QD32 extended L2", WRITE, "over", "extended_l2=on", direct),
+        Row(f"qcow2 {kind} allocating 64k write QD8 beside raw", WRITE_64K, "new", direct=direct, iops_bar=0.9, cpu_bar=0,
+            rival="raw"),
         Row(f"qcow2 {kind} 4k read QD32 beside raw", READ, direct=direct, iops_bar=0.9, cpu_bar=0, rival="raw"),
         Row(f"qcow2 {kind} 4k write QD32 beside raw", WRITE, direct=direct, iops_bar=0.9, cpu_bar=0, rival="raw"),
     ]
@@ -149,12 +151,24 @@ def node(row, path, more=""):
             f"file.cache.direct={direct}{more}{options}")
 
 
+def raw(bench, row, folder):
+    """The file that a row is compared with: full, or one of holes that is filled by the load."""
+    if row.image == "full":
+        return past_cache(bench.make_file(folder, "cairn"), row)
+    path = os.path.join(folder, "raw-new.raw")
+    # Not cut off: ext4 writes such a file out when it is closed.
+    if os.path.exists(path):
+        os.unlink(path)
+    with open(path, "wb") as disk:
+        disk.truncate(ALLOCATING_SIZE)
+    return path
+
+
 def commands(bench, row, folder):
     """Name and a function that makes the image and says the command, for each server; Cairn first."""
     rows = [("cairn", lambda: bench.cairn(node(row, image(bench, row, folder, "cairn")), 1))]
     if row.rival == "raw":
-        raw = past_cache(bench.make_file(folder, "cairn"), row)
-        rows.append(("raw", lambda: bench.cairn(f"driver=file,node-name=d,filename={raw},"
+        rows.append(("raw", lambda: bench.cairn(f"driver=file,node-name=d,filename={raw(bench, row, folder)},"
                                                 f"cache.direct={'on' if row.direct else 'off'}", 1)))
     elif row.rival:
         rows.append((row.rival, lambda: bench.cairn(node(row, chain(bench, folder, 1)), 1)))
@@ -168,8 +182,8 @@ def commands(bench, row, folder):
 def measure(bench, row, folder, rounds, seconds):
     """A server for each sample, since what was written is allocated the next time."""
     samples, ready = {}, {}
-    for _ in range(rounds):
-        for name, make in commands(bench, row, folder):
+    for number in range(rounds):
+        for name, make in bench.in_turn(commands(bench, row, folder), number):
             server = bench.Server(name.replace(" ", "-"), make(), folder, "d")
             try:
                 if sample := server.load(row.load, seconds):
