@@ -3,11 +3,10 @@ import os
 import subprocess
 import time
 
-from bench_common import ROOT, SIZE, Row, Server, cairn, fio, have, in_turn, median, nbdkit, qsd, run_rows
+from bench_common import ROOT, SIZE, Row, Server, cairn, fio, have, median, nbdkit, qsd, run_rows
 
 FLOOR = os.path.join(ROOT, "build/bench/floor")
 NULL = f"driver=null-co,node-name=d,size={SIZE}"
-LAYERS = (0, 1, 4, 10)
 COPY_SIZE = 4 << 30
 
 
@@ -24,39 +23,6 @@ ROWS = [
     Row("null 4k read QD32 x4", servers, ["--connections", "4"], 2.5),
     Row("null 256k read QD8", servers, ["--size", "262144", "--sequential", "--depth", "8"], 1.2),
 ]
-
-
-def stacked(layers):
-    """A null node below so many filters that let everything pass."""
-    if not layers:
-        return cairn(NULL, 1)
-    nodes = [part for i in range(layers - 1)
-             for part in ("--blockdev", f"driver=delay,node-name=f{i},file={f'f{i - 1}' if i else 'null'}")]
-    return cairn(f"driver=delay,node-name=d,file={f'f{layers - 2}' if layers > 1 else 'null'}", 1,
-                 "--blockdev", NULL.replace("node-name=d", "node-name=null"), *nodes)
-
-
-def filters(folder, options):
-    """Each stack compared with the bare node, in rounds of their own."""
-    running = [Server(f"{layers}-filters", stacked(layers), folder, "d") for layers in LAYERS]
-    samples = {server.name: [] for server in running}
-    for number in range(options.rounds):
-        for server in in_turn(running, number):
-            samples[server.name].append(server.load([], options.seconds))
-    for server in running:
-        server.stop()
-    figures = {name: median(taken) for name, taken in samples.items()}
-    bare, most = figures[f"{LAYERS[0]}-filters"], figures[f"{LAYERS[-1]}-filters"]
-    row = {"name": "null 4k read QD32 through filters", "servers": figures, "failed": [], "iops_bar": 0.95, "cpu_bar": 0,
-           "floor_bar": 0, "iops_ratio": most["iops"] / bare["iops"], "met": most["iops"] >= 0.95 * bare["iops"]}
-    print(f"\n{row['name']}: {LAYERS[-1]} filters have {row['iops_ratio']:.3f} x the IOPS of none (bar 0.95): "
-          f"{'met' if row['met'] else 'NOT MET'}")
-    for layers in LAYERS:
-        taken = figures[f"{layers}-filters"]
-        each = (taken["server_cpu_us"] - bare["server_cpu_us"]) * 1000 / layers if layers else 0
-        print(f"  {layers:2} filters {taken['iops']:10.0f}/s  server {taken['server_cpu_us']:7.3f} us" +
-              (f"  {each:6.1f} ns per filter" if layers else ""), flush=True)
-    return row
 
 
 def copy_mib_s(uri):
@@ -114,8 +80,6 @@ def floors():
 
 def run(folder, options):
     results = {"rows": run_rows(ROWS, folder, options)}
-    if options.rows in "null 4k read QD32 through filters":
-        results["rows"].append(filters(folder, options))
     if options.rows in "other clients":
         results["other clients"] = tools(folder, options)
     if options.rows in "at rest":

@@ -21,10 +21,11 @@ class VhostServer(Server):
         return json.loads(result.stdout) if result.returncode == 0 else None
 
 
-def cairn(node, threads):
+def cairn(node, threads, *more):
+    """node: options of the node "d"; more: options of cairnd before it."""
     objects = [part for i in range(threads) for part in ("--object", f"iothread,id=t{i}")]
     spread = "".join(f",iothreads.{i}=t{i}" for i in range(threads))
-    return lambda path: [CAIRND, *objects, "--blockdev", node, "--export",
+    return lambda path: [CAIRND, *objects, *more, "--blockdev", node, "--export",
                          f"type=vhost-user-blk,id=e,node-name=d,writable=on,addr.type=unix,addr.path={path},"
                          f"num-queues={QUEUES}{spread}"]
 
