@@ -86,7 +86,7 @@ void vhost_device_set_features(struct vhost_session *session, uint64_t features)
     vhost_device_set_writeback(session, session->writeback);
 }
 
-void vhost_device_reset(struct vhost_session *session)
+void vhost_device_stop(struct vhost_session *session)
 {
     vhost_device_pause(session);
     for (unsigned i = 0; i < session->queue_count; i++) {
@@ -94,11 +94,17 @@ void vhost_device_reset(struct vhost_session *session)
 
         if (setup->kick >= 0)
             close(take_fd(&setup->kick));
-        setup->base = 0;
         setup->has_address = setup->enabled = setup->halted = false;
     }
     session->status = 0;
     vhost_device_set_features(session, 0);
+}
+
+void vhost_device_reset(struct vhost_session *session)
+{
+    vhost_device_stop(session);
+    for (unsigned i = 0; i < session->queue_count; i++)
+        session->queues[i].setup.base = 0;
     vhost_device_set_writeback(session, true);
 }
 

@@ -115,12 +115,14 @@ static int handle_get_status(struct vhost_session *session, union vhost_payload 
     return sizeof(payload->number);
 }
 
+/* A status of 0 is a driver's reset, or a machine that is paused: then QEMU asks for the bases afterwards, goes on with
+ * them, and does not say again what the cache mode was. Virtio lets it survive a reset. */
 static int handle_set_status(struct vhost_session *session, union vhost_payload *payload, struct error *err)
 {
     if (payload->number > UINT8_MAX)
         return error_set(err, -EINVAL, "status 0x%llx", (unsigned long long)payload->number);
     if (payload->number == 0)
-        vhost_device_reset(session);
+        vhost_device_stop(session);
     else
         session->status = payload->number | (session->status & VIRTIO_CONFIG_S_NEEDS_RESET);
     return 0;

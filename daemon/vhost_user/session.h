@@ -81,6 +81,8 @@ void vhost_device_pause(struct vhost_session *session);
 int vhost_device_resume(struct vhost_session *session, struct error *err);
 /* The device's state is as in the beginning; memory stays. */
 void vhost_device_reset(struct vhost_session *session);
+/* The same, but what the driver chose as cache mode stays, and where the queues were. */
+void vhost_device_stop(struct vhost_session *session);
 /* What depends on the features and on the driver's choice of a cache mode. */
 void vhost_device_set_features(struct vhost_session *session, uint64_t features);
 void vhost_device_set_writeback(struct vhost_session *session, bool writeback);

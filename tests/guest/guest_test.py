@@ -1,5 +1,5 @@
 """The life of a virtual machine on a vhost-user-blk export: it makes a file system, fills it, reboots, sees the disk
-grow, does not notice that the daemon is killed and started again, and has the disk unplugged."""
+grow, does not notice that the daemon is killed and started again, is paused, and has the disk unplugged."""
 import os
 import sys
 import tempfile
@@ -120,6 +120,9 @@ class GuestTest(programs.Program):
         self.ask("block-export-del", "id=vm", "mode=hard")
         time.sleep(0.2)
         self.ask("block-export-add", *self.EXPORT)
+        self.wait_for_load(2)
+        guest.qmp("stop")
+        guest.qmp("cont")
         self.wait_for_load(2)
         self.end_load()
         self.check_files()
