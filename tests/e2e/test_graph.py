@@ -163,7 +163,7 @@ class UnderLoad(Graph):
         self.call("source-push", source="disk", filter={"driver": "delay", "node-name": "top"})
         names = ["a"]
         with self.load() as load:
-            for number in range(min(ROUNDS, 60)):
+            for number in range(ROUNDS):
                 name = f"o{number}"
                 if number % 2:
                     self.call("blockdev-snapshot-sync", node_name="disk", snapshot_file=name + ".qcow2",
@@ -239,7 +239,7 @@ class Quorum(Graph):
     def test_children(self):
         """One is taken out, and a copy of another takes its place; names stay, and gaps."""
         self.begin_quorum()
-        for number in range(min(ROUNDS, 30)):
+        for number in range(ROUNDS):
             place = f"children.{number % 3}"
             with self.load() as load:
                 load.wait_for(20)
