@@ -10,6 +10,7 @@
 #include <inttypes.h>
 
 #include "core/driver.h"
+#include "core/memory.h"
 #include "generated/options.h"
 
 struct raw {
@@ -101,10 +102,20 @@ static void raw_permissions(const struct node *node, const struct edge *edge, st
         io->shared &= ~(uint32_t)PERM_RESIZE;
 }
 
+/* A format above goes where its image says, and that may be anybody's: never out of the window. */
+static bool raw_is_outside(const struct node *node, const struct request *req)
+{
+    uint64_t size = atomic_load_explicit(&node->size, memory_order_relaxed);
+
+    return req->offset > size || req->length > size - req->offset;
+}
+
 static enum step raw_map(struct node *node, struct request *req)
 {
     const struct raw *raw = node->state;
 
+    if (unlikely(raw->fixed && raw_is_outside(node, req)))
+        return request_up(req, REQ_BITS_WRITING & REQ_BIT(req->op) ? -ENOSPC : -EIO);
     req->offset += raw->offset;
     return request_down(req, raw->file);
 }

@@ -100,6 +100,30 @@ class Hostile(_Qcow2):
         self.assertLess(self.memory() - before, MOST_MEMORY)
         self.stop_quietly()
 
+    def test_window(self):
+        """An image in a window of a file, whose table leads out of it: what lies there is neither read nor written."""
+        self.create("disk", "cluster_size=4k", size=MIB)
+        self.tool("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 64k", "disk")
+        with open(self.path("disk"), "rb") as stream:
+            image = bytearray(stream.read())
+        image += bytes(-len(image) % 4096)
+        l1, = struct.unpack_from(">Q", image, 40)
+        l2 = struct.unpack_from(">Q", image, l1)[0] & ~(1 << 63)
+        struct.pack_into(">QQ", image, l2, len(image) | 1 << 63, len(image) + 4096 | 1 << 63)
+        self.raw("whole", bytes(image) + b"s" * 8192)
+        self.daemon = self.open_disk(blockdev="driver=qcow2,node-name=disk,discard=unmap,file.driver=raw,file.offset=0,"
+                                     f"file.size={len(image)},file.file.driver=file,file.file.filename=whole")
+        with self.client() as client:
+            self.assertNotEqual(client.do(READ, 0, 4096).error, 0)
+            self.assertNotEqual(client.do(WRITE, 0, data=b"x" * 4096).error, 0)
+            for kind in (ZEROES, TRIM):
+                client.do(kind, 0, 4096)
+            client.do(FLUSH)
+            self.assertEqual(client.do(READ, 32768, 4096).data, b"\1" * 4096)
+        self.stop_quietly()
+        with open(self.path("whole"), "rb") as stream:
+            self.assertEqual(stream.read()[len(image):], b"s" * 8192)
+
     def stop_quietly(self):
         said = self.end(self.daemon)
         for sign in ("AddressSanitizer", "ThreadSanitizer", "LeakSanitizer", "runtime error"):

@@ -167,6 +167,13 @@ static void raw_windows(void)
     ck_assert_uint_eq(bytes[120], 5);
     ck_assert_uint_eq(bytes[1033], 5);
     ck_assert_uint_eq(bytes[1034], 0);
+    /* What lies outside is not for a layer above, whatever it was told by an image. */
+    ck_assert_int_eq(edge_write(&edge, 1000, bytes, 100, 0), -ENOSPC);
+    ck_assert_int_eq(edge_write_zeroes(&edge, 1024, 1, 0), -ENOSPC);
+    ck_assert_int_eq(edge_discard(&edge, UINT64_MAX, 1), -ENOSPC);
+    ck_assert_int_eq(edge_read(&edge, 1024, bytes, 1), -EIO);
+    ck_assert_int_eq(edge_read(&edge, 1000, bytes, 25), -EIO);
+    ck_assert_int_eq(edge_flush(&edge), 0);
     /* A window of a fixed size keeps the file as it is. */
     ck_assert_int_lt(node_resize(edge.child, 2048, &err), 0);
     ck_assert_int_lt(node_resize(below.child, 512, &err), 0);
