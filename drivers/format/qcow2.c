@@ -73,7 +73,7 @@ static enum step map_write(const struct disk *disk, struct request *req)
         return STEP_SLOW;
     if (req->flags & REQ_FILL)
         return map.kind == MAPPING_UNALLOCATED ? STEP_SLOW : request_up(req, 0);
-    if (map.kind != MAPPING_DATA || !map.copied || req->flags & REQ_COMPRESSED)
+    if (!disk_writes_in_place(disk, &map, req->length) || req->flags & REQ_COMPRESSED)
         return STEP_SLOW;
     /* Asked after the lookup: what made this mapping must be durable with the data. */
     if (req->flags & REQ_FUA && !qcow2_is_clean(disk->engine))

@@ -152,6 +152,14 @@ extern const struct object_property disk_properties[];
 void *disk_buffer_get(struct disk *disk);
 void disk_buffer_put(struct disk *disk, void *buf);
 
+/* Whether length bytes may be written where they are, at once: not behind the end of the file, since the engine has to
+ * know how far that reaches. */
+static inline bool disk_writes_in_place(const struct disk *disk, const struct mapping *map, uint64_t length)
+{
+    return map->kind == MAPPING_DATA && map->copied && map->length >= length &&
+           map->host + length <= atomic_load_explicit(&disk->files[map->file]->child->size, memory_order_acquire);
+}
+
 /* How far the range [offset, offset + length) lies inside the backing node: bytes from offset on. */
 static inline uint64_t disk_backing_part(const struct disk *disk, uint64_t offset, uint64_t length)
 {

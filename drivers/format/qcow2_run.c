@@ -387,7 +387,7 @@ static int run_write(struct disk *disk, const struct request *req)
 
     if (result < 0)
         return result;
-    if (map.kind == MAPPING_DATA && map.copied && map.length == req->length && !(req->flags & REQ_FILL))
+    if (disk_writes_in_place(disk, &map, req->length) && !(req->flags & REQ_FILL))
         return disk_write_in_place(disk, req, &map);
     return disk_write(disk, req->offset, req->iov, req->iov_count, req->length, req->flags);
 }

@@ -275,6 +275,29 @@ class Care(_Qcow2):
                 self.check("disk")
                 os.unlink(self.path("disk"))
 
+    def test_behind_the_end_of_the_data_file(self):
+        """A data file ends with the disk, in a cluster; then the disk becomes longer."""
+        for direct in ("off", "on"):
+            with self.subTest(direct=direct):
+                self.create("disk", "data_file=data", size=100 * 1024 + 512)
+                daemon = self.open_disk(options=f",cache.direct={direct},data-file.driver=file,data-file.filename=data,"
+                                        f"data-file.cache.direct={direct}")
+                client = self.client()
+                model = bytearray(b"x" * (100 * 1024 + 512) + bytes(924 * 1024 - 512))
+                self.assertEqual(client.do(WRITE, 0, data=bytes(model[:100 * 1024 + 512])).error, 0)
+                self.ask("block_resize", "node-name=disk", f"size={MIB}")
+                for at in (120000, 110000, 65536):
+                    self.assertEqual(client.do(WRITE, at, data=b"y" * 100).error, 0)
+                    model[at:at + 100] = b"y" * 100
+                self.assertEqual(client.do(FLUSH).error, 0)
+                self.assertEqual(client.do(READ, 0, MIB).data, model)
+                client.close()
+                self.stop(daemon)
+                self.check("disk")
+                self.same("disk", model)
+                os.unlink(self.path("disk"))
+                os.unlink(self.path("data"))
+
     def corrupt(self):
         """An image of whose data one cluster is said to be where the table is."""
         self.create("disk", size=8 * MIB)

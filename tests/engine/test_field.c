@@ -299,6 +299,32 @@ START_TEST(tables_outside_the_file)
 }
 END_TEST
 
+/* --- Data behind the end of the file, where clusters read as zeroes, is cut off at the end --- */
+
+START_TEST(data_behind_the_end)
+{
+    struct world world;
+    struct guest guest;
+
+    small_image(&world);
+    ensure(guest_open(&guest, &world, false) == 0);
+    ensure(guest_discard(&guest, 0, 4096) == 0);
+    guest_close(&guest);
+    /* The last clusters of the file are a hole that has no end. */
+    world_resize(&world, world.size - 5 * 4096);
+    ensure(guest_open(&guest, &world, false) == 0);
+    ensure(guest_read(&guest, 0, guest.model, guest.size) == 0);
+    ensure(guest_write(&guest, 65536 - 4096, _i ? 512 : 4096) == 0);
+    ensure(guest_flush(&guest) == 0);
+    /* Takes the cluster that is free, and so little makes the file grow. */
+    ensure(guest_write(&guest, 131072, 4096) == 0);
+    ensure(qcow2_finish(guest.q) == 0);
+    check_image(&guest, 0, "at the end");
+    guest_drop(&guest);
+    world_destroy(&world);
+}
+END_TEST
+
 /* --- The allocator hands out what is in use as a table; or the header --- */
 
 START_TEST(live_table_is_handed_out)
@@ -333,6 +359,7 @@ int main(void)
     tcase_add_test(cases, hole_punched_late_onto_a_reused_cluster);
     tcase_add_loop_test(cases, file_grows_with_each_flush, 0, 4);
     tcase_add_loop_test(cases, tables_outside_the_file, 0, 16);
+    tcase_add_loop_test(cases, data_behind_the_end, 0, 2);
     tcase_add_loop_test(cases, live_table_is_handed_out, 0, 5);
     /* Images that are made again and again take the same memory. */
     mallopt(M_MMAP_THRESHOLD, 1 << 30);

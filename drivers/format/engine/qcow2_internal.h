@@ -284,6 +284,8 @@ int refcount_add(struct qcow2 *q, uint64_t first, uint64_t count, int delta);
 int refcount_set(struct qcow2 *q, uint64_t cluster, uint64_t value); /* makes the block if need be: repair */
 /* 1 to `wanted` clusters in a row, exactly `wanted` if `all`; their refcounts are 1. *fresh: they read as zeroes. */
 int clusters_alloc(struct qcow2 *q, uint64_t wanted, bool all, uint64_t *offset, uint64_t *count, bool *fresh);
+/* The file reaches to end, which may be in a cluster that was given out long ago. */
+int file_reach(struct qcow2 *q, uint64_t end);
 /* How long the file should be soon if clusters up to end were given out, 0 if it is; then the caller makes it so, by the other function without the lock. */
 uint64_t file_ahead(struct qcow2 *q, uint64_t end);
 void file_grow_ahead(struct qcow2 *q, uint64_t size);

@@ -117,6 +117,14 @@ static int plan_allocate(struct qcow2 *q, struct write_plan *plan, uint32_t run,
     return result;
 }
 
+/* A cluster that is there may lie behind the end of its file, where it reads as zeroes. */
+static int plan_reach(struct qcow2 *q, const struct write_plan *plan)
+{
+    uint64_t end = plan->host + plan->length + plan->tail;
+
+    return plan->file == FORMAT_FILE_DATA ? q->io->grow(q->world, FORMAT_FILE_DATA, end) : file_reach(q, end);
+}
+
 static int plan_make(struct qcow2 *q, struct l2_place *place, struct write_plan *plan)
 {
     uint64_t mask = plan_cluster_mask(q), begin = plan->guest & mask;
@@ -140,7 +148,7 @@ static int plan_make(struct qcow2 *q, struct l2_place *place, struct write_plan 
     plan->host = plan->host_cluster + begin;
     plan->links = kind != PLACE_IN_PLACE;
     if (!plan->links)
-        return 0;
+        return plan_reach(q, plan);
     uint64_t end = ((plan->guest + plan->length - 1) & mask) + 1;
 
     plan->head = (uint32_t)(begin - plan_edge(q, first, kind, begin, false));
@@ -153,7 +161,7 @@ static int plan_make(struct qcow2 *q, struct l2_place *place, struct write_plan 
         plan->head = 0;
     if (fresh && plan_around_zero(q, last))
         plan->tail = 0;
-    return 0;
+    return kind == PLACE_REUSE ? plan_reach(q, plan) : 0;
 }
 
 int qcow2_write_begin(struct qcow2 *q, uint64_t offset, uint64_t length, struct write_plan *ret)

@@ -169,6 +169,15 @@ static int file_grow(struct qcow2 *q, uint64_t end)
     return result;
 }
 
+int file_reach(struct qcow2 *q, uint64_t end)
+{
+    int result = file_grow(q, end);
+
+    if (result == 0 && end > q->alloc.virgin)
+        q->alloc.virgin = qcow2_align_up(end, q->geometry.cluster_size);
+    return result;
+}
+
 uint64_t file_ahead(struct qcow2 *q, uint64_t end)
 {
     uint64_t step = file_step(q);
