@@ -38,8 +38,8 @@ struct throttle_client {
 };
 
 struct throttle_queue {
-    struct throttle *throttle;              /* NULL: not used yet */
-    struct loop *loop;
+    struct throttle *throttle;
+    struct loop *loop;                      /* NULL: not used yet */
     enum throttle_way way;
     enum throttle_state state;
     bool quiesced;
@@ -307,7 +307,8 @@ static struct throttle_queue *throttle_queue(struct throttle *throttle, struct l
 {
     struct throttle_queue *queue = &throttle->queues[loop->index][way];
 
-    if (unlikely(!queue->throttle)) {
+    /* Another one may have the place of a loop that has ended. */
+    if (unlikely(queue->loop != loop)) {
         queue->throttle = throttle;
         queue->loop = loop;
         queue->way = way;

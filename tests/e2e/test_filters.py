@@ -174,6 +174,27 @@ class Throttle(Filters):
         self.assertEqual(client.reply(WRITE)[0], cookie)
         self.end(daemon)
 
+    def test_iothreads_come_and_go(self):
+        """A thread that comes later may have the place of one that has gone."""
+        threads = ("--object", "iothread,id=a", "--object", "iothread,id=b")
+        daemon = self.daemon(self.THROTTLED, export=None,
+                             options=("--object", "throttle-group,id=slow,limits.iops-total=50", *threads))
+        for thread in ("a", "c"):
+            self.ask("block-export-add", "type=nbd", "id=disk", "node-name=disk", f"iothread={thread}")
+            client = self.client()
+            cookies = {client.request(READ, 0, 4096) for _ in range(16)}
+            while cookies:
+                cookies.remove(client.reply(READ, 4096)[0])
+            client.close()
+            self.ask("block-export-del", "id=disk", "mode=hard")
+            programs.wait_until(lambda: self.ask("query-block-exports") == [], "the end of the export")
+            if thread == "a":
+                for name in "ab":
+                    self.ask("object-del", f"id={name}")
+                for name in "cd":
+                    self.ask("object-add", "qom-type=iothread", f"id={name}")
+        self.end(daemon)
+
     def test_ends_with_requests_held(self):
         daemon = self.daemon(self.THROTTLED, options=("--object", self.SLOW))
         self.held()
