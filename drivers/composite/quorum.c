@@ -134,7 +134,10 @@ static int quorum_change(struct node *node, const struct request *req)
     return quorum_first_error(tasks, quorum->count);
 }
 
-/* Status: zero, or a hole, is what enough children say is. */
+/*
+ * Status: zero, or a hole, is what enough children say is, if a read would then return what these say: by vote they are
+ * more than the others, and who is asked in order may be any.
+ */
 
 struct quorum_status {
     struct quorum_task task;        /* first */
@@ -149,6 +152,11 @@ static int quorum_ask_one(struct fan_task *fan_task)
 
     status->list = (struct extent_list){.limit = QUORUM_EXTENTS, .extents = status->extents};
     return edge_status(status->task.edge, status->task.req->offset, status->task.req->length, &status->list);
+}
+
+static bool quorum_wins(const struct quorum *quorum, unsigned votes)
+{
+    return votes >= quorum->threshold && (quorum->fifo ? votes == quorum->count : 2 * votes > quorum->count);
 }
 
 /* The next extent that the answers make together; false when one of them is at its end. */
@@ -166,7 +174,7 @@ static bool quorum_next_extent(const struct quorum *quorum, struct quorum_status
         hole += (extent->flags & EXTENT_HOLE) != 0;
         ret->length = extent->length < ret->length ? extent->length : ret->length;
     }
-    ret->flags = (zero >= quorum->threshold ? EXTENT_ZERO : 0) | (hole >= quorum->threshold ? EXTENT_HOLE : 0);
+    ret->flags = (quorum_wins(quorum, zero) ? EXTENT_ZERO : 0) | (quorum_wins(quorum, hole) ? EXTENT_HOLE : 0);
     for (unsigned i = 0; i < quorum->count; i++) {
         struct extent *extent = &all[i].list.extents[all[i].at];
 

@@ -305,6 +305,22 @@ static void tells_status(void)
     close_quorum();
 }
 
+/* What reads return is not said to be zero, however few need to agree. */
+static void tells_status_of_what_is_read(void)
+{
+    open_quorum(NULL, "'vote-threshold':1");
+    damage(0, 65536, 65536, 1);
+    damage(1, 65536, 65536, 1);
+    ck_assert(graph_holds(quorum, 65536, 65536, 1));
+    ck_assert_str_eq(graph_map(quorum), "65536:3 65536:0 917504:3");
+    close_quorum();
+    open_quorum(NULL, "'vote-threshold':1,'read-pattern':'fifo'");
+    damage(0, 65536, 65536, 1);
+    ck_assert(graph_holds(quorum, 65536, 65536, 1));
+    ck_assert_str_eq(graph_map(quorum), "65536:3 65536:0 917504:3");
+    close_quorum();
+}
+
 /* The whole */
 
 static void compares(void)
@@ -380,6 +396,7 @@ BOTH_RINGS(rewrites)
 BOTH_RINGS(reads_in_order)
 BOTH_RINGS(reads_beside_writes)
 BOTH_RINGS(tells_status)
+BOTH_RINGS(tells_status_of_what_is_read)
 BOTH_RINGS(compares)
 BOTH_RINGS(resizes)
 BOTH_RINGS(refuses)
@@ -395,6 +412,7 @@ int main(void)
         test_reads_in_order,
         test_reads_beside_writes,
         test_tells_status,
+        test_tells_status_of_what_is_read,
         test_compares,
         test_resizes,
         test_refuses,
