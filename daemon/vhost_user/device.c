@@ -29,7 +29,8 @@ static int device_attach_inflight(struct vhost_session *session, struct vhost_qu
     queue->inflight.region = NULL;
     if (!session->inflight_map.base)
         return 0;
-    if (queue->index >= desc->queue_count || queue->setup.size != desc->queue_size ||
+    /* A driver may use less of a queue than the machine has for it. */
+    if (queue->index >= desc->queue_count || queue->setup.size > desc->queue_size ||
         size > desc->mmap_size / desc->queue_count)
         return error_set(err, -EINVAL, "the in-flight region has no place for queue %u of %u entries", queue->index,
                          queue->setup.size);

@@ -7,7 +7,8 @@
  * made in their order, so between them only the compiler must be held.
  *
  * A region is marked as unused (version 0) when its queue stops in good order,
- * so that what it says never meets a ring of another life.
+ * so that what it says never meets a ring of another life. When the front end
+ * goes away it stays: it says where the ring goes on.
  */
 #ifndef DAEMON_VHOST_USER_INFLIGHT_H
 #define DAEMON_VHOST_USER_INFLIGHT_H

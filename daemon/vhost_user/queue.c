@@ -320,6 +320,9 @@ void vhost_queue_stop(struct vhost_queue *queue)
     queue_order(queue, queue_stop_on_loop);
     queue->running = false;
     queue->setup.base = queue->ring.ops->base(queue);
+    /* Where to go on it says to the next back end: QEMU does not know it of packed rings. */
+    if (queue->setup.left)
+        queue->inflight.region = NULL;
     queue_free(queue);
 }
 

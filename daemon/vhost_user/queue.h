@@ -139,6 +139,7 @@ struct vhost_queue_setup {
     uint64_t descriptor, used, available;   /* its user addresses */
     int kick, call, broken;                 /* eventfds, -1: none */
     bool has_address, enabled;
+    bool left;                              /* the front end is gone, and has not asked for the base */
     bool halted;                            /* broken: until it is set up again */
 };
 

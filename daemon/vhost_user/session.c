@@ -215,6 +215,8 @@ static void session_run(void *arg)
     }
     session->ending = true;
     comutex_lock(&owner->lock);
+    for (unsigned i = 0; i < session->queue_count; i++)
+        session->queues[i].setup.left = true;
     vhost_device_pause(session);
     owner->session = NULL;
     comutex_unlock(&owner->lock);

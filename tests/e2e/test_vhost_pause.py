@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """Front ends whose machine is paused, or whose connection ends, and which go on where they were."""
 import os
+import socket
 import struct
 import sys
 import unittest
@@ -8,6 +9,7 @@ import unittest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import programs
 from vhost_front import *  # noqa: F403
+from programs import wait_until
 
 FEATURES = INDIRECT_DESC | BLK_FLUSH | BLK_WCE
 WCE = 32                    # where it is in the configuration

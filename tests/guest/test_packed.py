@@ -1,0 +1,42 @@
+#!/usr/bin/python3
+"""A guest with packed rings: the daemon is killed, ends, and takes the export away and brings it back, all under load."""
+import os
+import sys
+import time
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from guest_test import SIZE, GuestTest as _GuestTest
+
+
+class Packed(_GuestTest):
+    def test_daemons_come_and_go(self):
+        with open(self.disk("disk"), "wb") as disk:
+            disk.truncate(SIZE)
+        self.start_daemon(f"driver=file,node-name=disk,discard=unmap,filename={self.disk('disk')}")
+        guest = self.start_guest(options=",packed=on")
+        features = guest.run("cat /sys/block/vda/device/features")
+        self.assertEqual(features[34], "1")     # VIRTIO_F_RING_PACKED
+        self.make_files()
+        self.start_load()
+        for end in (self.kill_daemon, lambda: self.end(self.daemon)):
+            end()
+            time.sleep(0.2)
+            self.start_daemon()
+            self.wait_for_load(2)
+        self.ask("block-export-del", "id=vm", "mode=hard")
+        time.sleep(0.2)
+        self.ask("block-export-add", *self.EXPORT)
+        self.wait_for_load(2)
+        guest.qmp("stop")
+        guest.qmp("cont")
+        self.wait_for_load(2)
+        self.end_load()
+        self.check_files()
+        guest.run("umount /mnt && /sbin/e2fsck -fn /dev/vda")
+        guest.power_off()
+        self.assertEqual(self.end(self.daemon), "")
+
+
+if __name__ == "__main__":
+    unittest.main()
