@@ -154,7 +154,10 @@ static int inflight_packed_settle(struct vhost_inflight_packed *region, struct v
     uint16_t flags = le16toh(__atomic_load_n(&ring[place].flags, __ATOMIC_ACQUIRE));
     bool shown = (flags & vhost_packed_flags(true, true)) != vhost_packed_flags(wrap, !wrap);
 
-    if (count && shown) {
+    /* Half committed: the wrap counter already, the index not yet. */
+    bool committed = wrap == end_wrap && end < place;
+
+    if (count && (shown || committed)) {
         region->old_free_head = region->free_head;
         region->old_used_wrap_counter = end_wrap;
         region->old_used_idx = (uint16_t)end;

@@ -243,6 +243,27 @@ START_TEST(packed_half_announced)
 }
 END_TEST
 
+/* Between the same two at the end of a batch that goes round; the driver has taken it, and has made all available. */
+START_TEST(packed_half_committed)
+{
+    uint16_t all[2];
+
+    begin_packed(6, true);
+    make_available(6, 3, true);
+    all[0] = take_packed(2);
+    all[1] = take_packed(1);
+    vhost_inflight_packed_put(&before, all[0], 1);
+    vhost_inflight_packed_put(&before, all[1], all[1]);
+    announce(1, false);
+    make_available(1, SIZE, false);
+    for (unsigned i = 0; i < 2; i++)
+        before.packed->desc[all[i]].inflight = 0;
+    before.packed->old_free_head = before.free_head;
+    before.packed->old_used_wrap_counter = false;
+    expect_packed(1, false, 0, NULL, 0);
+}
+END_TEST
+
 START_TEST(packed_nonsense)
 {
     static const struct {
@@ -281,6 +302,7 @@ int main(void)
     tcase_add_loop_test(tests, packed, 0, 2);
     tcase_add_loop_test(tests, packed_lap, 0, 2);
     tcase_add_test(tests, packed_half_announced);
+    tcase_add_test(tests, packed_half_committed);
     tcase_add_loop_test(tests, packed_nonsense, 0, 8);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
