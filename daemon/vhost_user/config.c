@@ -53,6 +53,8 @@ void vhost_config_read(const struct vhost_export *export, bool writeback, uint8_
     uint32_t block = (uint32_t)export->options->logical_block_size;
     uint32_t physical = block < CONFIG_PHYSICAL_BLOCK ? CONFIG_PHYSICAL_BLOCK : block;
     uint64_t blocks = consumer_size(&export->export->consumer) / block;
+    /* Drivers split what is longer, and the parts must be whole blocks. */
+    uint32_t range = VHOST_RANGE_SECTORS_MAX & ~((block >> VHOST_SECTOR_BITS) - 1);
     struct virtio_blk_config config = {
         .capacity = htole64(blocks * (block >> VHOST_SECTOR_BITS)),
         .size_max = htole32(VHOST_SEGMENT_SIZE_MAX),
@@ -62,10 +64,10 @@ void vhost_config_read(const struct vhost_export *export, bool writeback, uint8_
         .min_io_size = htole16((uint16_t)(physical / block)),
         .wce = writeback,
         .num_queues = htole16((uint16_t)export->options->num_queues),
-        .max_discard_sectors = htole32(VHOST_RANGE_SECTORS_MAX),
+        .max_discard_sectors = htole32(range),
         .max_discard_seg = htole32(1),
         .discard_sector_alignment = htole32(block >> VHOST_SECTOR_BITS),
-        .max_write_zeroes_sectors = htole32(VHOST_RANGE_SECTORS_MAX),
+        .max_write_zeroes_sectors = htole32(range),
         .max_write_zeroes_seg = htole32(1),
         .write_zeroes_may_unmap = 1,
     };
