@@ -10,6 +10,7 @@
 
 #include "core/change.h"
 #include "core/error.h"
+#include "core/iothread.h"
 #include "core/log.h"
 #include "core/memory.h"
 #include "core/socket.h"
@@ -234,6 +235,11 @@ static int vhost_export_move(struct vhost_export *vhost, const struct vhost_queu
         return error_set(err, -EINVAL, "iothreads must name at least one");
     if (end > vhost->options->num_queues)
         return error_set(err, -EINVAL, "export '%s' has no queue %u", args->id, first);
+    /* All or none: who is joined stays in use. */
+    for (size_t i = 0; i < args->iothreads.count; i++) {
+        if (!iothread_get(args->iothreads.items[i], err))
+            return -ENOENT;
+    }
     for (size_t i = 0; i < args->iothreads.count; i++) {
         int result = export_use_iothread(vhost->export, args->iothreads.items[i], &loops[i], err);
 

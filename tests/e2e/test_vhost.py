@@ -162,7 +162,9 @@ class Life(VhostTest):
         for i in range(6):
             where = [f"iothreads.{k}=t{(i + k) % 4}" for k in range(1 + i % 4)]
             self.ask("vhost-queue-move", "id=e", *where, *(["queue=2"] if i % 3 == 0 else []))
-        self.assert_fails(self.cairnctl("vhost-queue-move", "id=e", "iothreads.0=t9"), "t9")
+        self.ask("object-add", "qom-type=iothread", "id=unused")
+        self.assert_fails(self.cairnctl("vhost-queue-move", "id=e", "iothreads.0=unused", "iothreads.1=t9"), "t9")
+        self.ask("object-del", "id=unused")
         self.assert_fails(self.cairnctl("vhost-queue-move", "id=e", "iothreads.0=t0", "queue=40"), "has no queue 40")
         self.assert_fails(self.cairnctl("vhost-queue-move", "id=f", "iothreads.0=t0"), "'f' is not found")
         load.terminate()
