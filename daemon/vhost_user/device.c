@@ -70,11 +70,21 @@ int vhost_device_resume(struct vhost_session *session, struct error *err)
     return result;
 }
 
+/* A driver that cannot flush must not find a cache (virtio 1.2, 5.2.5.2). */
+bool vhost_device_writeback(const struct vhost_session *session)
+{
+    uint64_t features = session->features;
+
+    return session->writeback &&
+           (features & VHOST_BIT(VIRTIO_BLK_F_FLUSH) || !(features & VHOST_BIT(VIRTIO_BLK_F_CONFIG_WCE)));
+}
+
 void vhost_device_set_writeback(struct vhost_session *session, bool writeback)
 {
     struct vhost_export *owner = session->owner;
     uint64_t features = session->features;
-    bool cached = features & VHOST_BIT(VIRTIO_BLK_F_CONFIG_WCE) ? writeback : features & VHOST_BIT(VIRTIO_BLK_F_FLUSH);
+    bool chooses = features & VHOST_BIT(VIRTIO_BLK_F_CONFIG_WCE);
+    bool cached = features & VHOST_BIT(VIRTIO_BLK_F_FLUSH) && (writeback || !chooses);
 
     session->writeback = writeback;
     atomic_store(&owner->disk.writethrough, owner->export->options->writethrough || !cached);

@@ -140,7 +140,7 @@ static int handle_get_config(struct vhost_session *session, union vhost_payload 
     /* An empty payload says that something is wrong. */
     if (offset > sizeof(space) || size > sizeof(space) - offset)
         return 0;
-    vhost_config_read(session->owner, session->writeback, space);
+    vhost_config_read(session->owner, vhost_device_writeback(session), space);
     memcpy(desc->data, space + offset, size);
     return (int)(offsetof(struct vhost_config_desc, data) + size);
 }

@@ -86,5 +86,7 @@ void vhost_device_stop(struct vhost_session *session);
 /* What depends on the features and on the driver's choice of a cache mode. */
 void vhost_device_set_features(struct vhost_session *session, uint64_t features);
 void vhost_device_set_writeback(struct vhost_session *session, bool writeback);
+/* What the configuration says of it. */
+bool vhost_device_writeback(const struct vhost_session *session);
 
 #endif
