@@ -104,6 +104,142 @@ static void examine_anew(struct guest *old, const char *what)
     guest_drop(&guest);
 }
 
+/* What is not written when it is killed never will be. */
+static void die(struct guest *guest, struct world *world, const char *what)
+{
+    struct qcow2_check_result check;
+    bool backed = guest->backed;
+
+    world->fail_at = 0;
+    guest_drop(guest);
+    /* What is marked as corrupt is for others to repair. */
+    if (world->bytes[79] & 2)
+        return;
+    ck_assert_msg(guest_open(guest, world, backed) == 0, "%s: does not open again", what);
+    ck_assert_int_eq(qcow2_check(guest->q, false, &check), 0);
+    ck_assert_msg(check.corruptions == 0, "%s: %lu corruptions", what, (unsigned long)check.corruptions);
+    guest_drop(guest);
+}
+
+static bool fail_and_die(const struct qcow2_create_options *layout, const struct fault *fault, bool done,
+                         uint64_t number)
+{
+    struct qcow2_create_options options = *layout;
+    struct world world;
+    struct guest guest;
+    char what[128];
+
+    snprintf(what, sizeof(what), "layout %d, call %lu %s%s", (int)(layout - layouts), (unsigned long)number,
+             done ? "seems to fail" : "fails", fault->for_ever ? " for ever" : "");
+    options.size = 80ull << options.cluster_bits;
+    world_init(&world);
+    guest_create(&guest, &world, &options);
+    world.calls = 0;
+    world.fail_at = number;
+    world.fail_code = fault->code;
+    world.fail_for_ever = fault->for_ever;
+    world.fail_done = done;
+    work(&guest);
+    bool reached = world.calls >= number;
+
+    die(&guest, &world, what);
+    world_destroy(&world);
+    return reached;
+}
+
+START_TEST(every_call_fails_and_then_it_dies)
+{
+    const struct qcow2_create_options *layout = &layouts[(size_t)_i % LAYOUTS];
+    const struct fault *fault = &faults[(size_t)_i / LAYOUTS % 2];
+    uint64_t number = 1;
+
+    while (fail_and_die(layout, fault, (size_t)_i >= 2 * LAYOUTS, number))
+        number++;
+    ck_assert_uint_gt(number, 20);
+}
+END_TEST
+
+/* The first thing that marks an image as dirty is that its disk becomes longer, and this fails. */
+START_TEST(dirty_mark_stays)
+{
+    struct qcow2_create_options options = {
+        .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 1 << 20, .lazy_refcounts = true};
+    bool reached = true;
+
+    for (uint64_t number = 1; reached; number++) {
+        struct world world;
+        struct guest guest;
+        char what[64];
+
+        snprintf(what, sizeof(what), "call %lu fails", (unsigned long)number);
+        world_init(&world);
+        guest_create(&guest, &world, &options);
+        ck_assert_int_eq(guest_write(&guest, 0, 8 * SECTOR), 0);
+        world.calls = 0;
+        world.fail_at = number;
+        world.fail_done = _i;
+        reached = guest_resize(&guest, 8 << 20) < 0;
+        die(&guest, &world, what);
+        world_destroy(&world);
+    }
+}
+END_TEST
+
+/* Puts back what the first write of the header since the recording began has put there. */
+static bool put_first_header(struct world *world)
+{
+    for (size_t i = 0; i < world->count; i++) {
+        const struct record *record = &world->records[i];
+
+        if (record->kind == RECORD_WRITE && record->offset == 0) {
+            memcpy(world->bytes, record->data, record->size);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The header names a larger L1 table, and the flush after that fails. That it names the old one again is not durable
+ * either before the next flush: until then the larger one must stay what it is. */
+START_TEST(unpublished_table_is_nobodys)
+{
+    struct qcow2_create_options options = {.version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 1 << 20};
+    bool reached = true, named = false;
+
+    for (uint64_t number = 1; reached; number++) {
+        struct world world;
+        struct guest guest;
+        char what[64];
+
+        snprintf(what, sizeof(what), "call %lu fails", (unsigned long)number);
+        world_init(&world);
+        guest_create(&guest, &world, &options);
+        ck_assert_int_eq(guest_write(&guest, 0, 8 * SECTOR), 0);
+        ck_assert_int_eq(guest_flush(&guest), 0);
+        world.recording = true;
+        world.calls = 0;
+        world.fail_at = number;
+        world.fail_done = true;
+        reached = guest_resize(&guest, 8 << 20) < 0;
+        world.fail_at = 0;
+        ck_assert_int_eq(guest_write(&guest, 1 << 19, 64 * SECTOR), 0);
+        if (reached && put_first_header(&world)) {
+            struct guest again;
+
+            named = true;
+            ck_assert_int_eq(guest_open(&again, &world, false), 0);
+            memcpy(again.model, guest.model, 1 << 19);
+            memset(again.unsure + (1 << 19) / SECTOR, 1, (again.size - (1 << 19)) / SECTOR);
+            examine(&again, what);
+            guest_drop(&again);
+        }
+        guest_drop(&guest);
+        world_destroy(&world);
+    }
+    ck_assert(named);
+}
+END_TEST
+
 /* True if the N-th call failed, false if there are not so many. */
 static bool fail_at(const struct qcow2_create_options *layout, const struct fault *fault, uint64_t number)
 {
@@ -217,6 +353,9 @@ int main(void)
 
     tcase_set_timeout(cases, 60);
     tcase_add_loop_test(cases, every_call_fails, 0, (int)CASES);
+    tcase_add_loop_test(cases, dirty_mark_stays, 0, 2);
+    tcase_add_test(cases, unpublished_table_is_nobodys);
+    tcase_add_loop_test(cases, every_call_fails_and_then_it_dies, 0, (int)(4 * LAYOUTS));
     tcase_add_test(cases, freed_clusters_wait_for_grace);
     tcase_add_test(cases, freed_clusters_wait_for_flush);
     suite_add_tcase(suite, cases);

@@ -117,7 +117,7 @@ static int world_write(void *opaque, enum format_file file, uint64_t offset, con
     struct world *world = opaque;
     int result = world_fails(world);
 
-    if (result < 0)
+    if (result < 0 && !world->fail_done)
         return result;
     if (offset > WORLD_FILE_MAX || size > WORLD_FILE_MAX - offset)
         return -ENOSPC;
@@ -125,7 +125,7 @@ static int world_write(void *opaque, enum format_file file, uint64_t offset, con
         world_resize_file(world, file, offset + size);
     memcpy(world_bytes(world, file) + offset, buf, size);
     record_add(world, RECORD_WRITE, file, offset, buf, size);
-    return 0;
+    return result;
 }
 
 static int world_flush(void *opaque, enum format_file file)
@@ -133,7 +133,7 @@ static int world_flush(void *opaque, enum format_file file)
     struct world *world = opaque;
     int result = world_fails(world);
 
-    if (result < 0)
+    if (result < 0 && !world->fail_done)
         return result;
     record_add(world, RECORD_FLUSH, file, 0, NULL, 0);
     /* What others do while this takes its time is not flushed by it. */
@@ -144,7 +144,7 @@ static int world_flush(void *opaque, enum format_file file)
         meanwhile(world);
         world->meanwhile = meanwhile;
     }
-    return 0;
+    return result;
 }
 
 static int world_grow(void *opaque, enum format_file file, uint64_t size)
@@ -152,7 +152,7 @@ static int world_grow(void *opaque, enum format_file file, uint64_t size)
     struct world *world = opaque;
     int result = world_fails(world);
 
-    if (result < 0)
+    if (result < 0 && !world->fail_done)
         return result;
     if (size > WORLD_FILE_MAX)
         return -ENOSPC;
@@ -160,7 +160,7 @@ static int world_grow(void *opaque, enum format_file file, uint64_t size)
         world_resize_file(world, file, size);
         record_add(world, RECORD_SIZE, file, size, NULL, 0);
     }
-    return 0;
+    return result;
 }
 
 static int world_truncate(void *opaque, enum format_file file, uint64_t size)

@@ -44,6 +44,7 @@ struct world {
     uint64_t calls, fail_at; /* numbers of read, write, flush and grow calls; 0: none fails */
     int fail_code;
     bool fail_for_ever;
+    bool fail_done; /* what fails was done nevertheless: only the answer got lost */
     bool locked[FORMAT_LOCK_COUNT];
     /* Called by each flush that lets others go on: what happens in it happens at the same time. NULL: nothing. */
     void (*meanwhile)(struct world *world);

@@ -4,10 +4,12 @@
  */
 #include "drivers/format/engine/qcow2_internal.h"
 
-/* The header names the new table once its content is durable; then the old one is nobody's. */
-static int l1_publish(struct qcow2 *q, const struct l1_table *l1, uint64_t offset, uint64_t bytes)
+/* The header names the new table once its content is durable; then the old one is nobody's. *named: it may do so on disk,
+ * also after a failure, up to the next flush. */
+static int l1_publish(struct qcow2 *q, const struct l1_table *l1, uint64_t offset, uint64_t bytes, bool *named)
 {
-    struct qcow2_header old = q->header;
+    uint64_t old_offset = q->header.l1_offset;
+    uint32_t old_entries = q->header.l1_entries;
     int result = 0;
 
     for (uint64_t done = 0; result == 0 && done < bytes; done += q->geometry.cluster_size) {
@@ -24,12 +26,14 @@ static int l1_publish(struct qcow2 *q, const struct l1_table *l1, uint64_t offse
         return result;
     q->header.l1_offset = offset;
     q->header.l1_entries = l1->count;
+    *named = true;
     result = header_write(q);
     if (result == 0)
         result = image_flush(q);
     if (result < 0) {
         /* Perhaps it is on disk nevertheless: the header names the old table again, or nothing is written any more. */
-        q->header = old;
+        q->header.l1_offset = old_offset;
+        q->header.l1_entries = old_entries;
         if (header_write(q) < 0)
             corrupt(q, offset, bytes, "Could not go back to the old L1 table");
     }
@@ -41,7 +45,7 @@ static int l1_grow(struct qcow2 *q, uint64_t entries)
     uint64_t bytes = qcow2_align_up(entries * 8, q->geometry.cluster_size), offset, count;
     uint64_t old_offset = q->header.l1_offset, old_bytes = (uint64_t)q->l1->count * 8;
     struct l1_table *old = q->l1, *l1;
-    bool fresh;
+    bool fresh, named = false;
 
     if (bytes > QCOW2_L1_MAX)
         return -EFBIG;
@@ -60,10 +64,13 @@ static int l1_grow(struct qcow2 *q, uint64_t entries)
         l1->entries[i].slots = old->entries[i].slots;
     }
     if (result == 0)
-        result = l1_publish(q, l1, offset, bytes);
+        result = l1_publish(q, l1, offset, bytes, &named);
     if (result < 0) {
         overlap_remove(q, QCOW2_OVERLAP_ACTIVE_L1, offset, bytes);
-        clusters_give_back(q, offset, count);
+        if (named)
+            freed_add(q, offset, bytes, false);
+        else
+            clusters_give_back(q, offset, count);
         q->io->release(q->world, l1);
         q->io->release(q->world, dirty);
         return result;
