@@ -19,7 +19,7 @@
 #include "core/trace.h"
 
 struct drain_loop {
-    struct loop_message ask, quiet, resumed;
+    struct loop_message pause, quiet, resume, resumed;     /* a late loop may find both in its inbox */
     struct drain *drain;
     struct loop *loop;
     unsigned pending;       /* the loop's own: consumers with units in flight */
@@ -91,7 +91,7 @@ static void drain_quiesce_loop(const struct drain *drain, bool begin)
 /* What holders let go may end at once: it is counted after that. */
 static void drain_pause_loop(struct loop_message *message)
 {
-    struct drain_loop *dl = container_of(message, struct drain_loop, ask);
+    struct drain_loop *dl = container_of(message, struct drain_loop, pause);
 
     for (unsigned i = 0; i < dl->drain->consumer_count; i++)
         dl->drain->consumers[i]->loops[dl->loop->index].paused = true;
@@ -110,7 +110,7 @@ static void drain_pause_loop(struct loop_message *message)
 
 static void drain_resume_loop(struct loop_message *message)
 {
-    struct drain_loop *dl = container_of(message, struct drain_loop, ask);
+    struct drain_loop *dl = container_of(message, struct drain_loop, resume);
 
     for (unsigned i = 0; i < dl->drain->consumer_count; i++)
         dl->drain->consumers[i]->loops[dl->loop->index].drain = NULL;
@@ -195,8 +195,9 @@ int drain_begin(struct drain **ret, struct consumer *const *consumers, unsigned 
     for (unsigned i = 0; i < LOOP_MAX && (count || drain->holder_count); i++) {
         if (loop_by_index[i])
             drain->loops[drain->loop_count++] = (struct drain_loop){
-                .ask.run = drain_pause_loop,
+                .pause.run = drain_pause_loop,
                 .quiet.run = drain_is_quiet,
+                .resume.run = drain_resume_loop,
                 .resumed.run = drain_has_resumed,
                 .drain = drain,
                 .loop = loop_by_index[i],
@@ -204,7 +205,7 @@ int drain_begin(struct drain **ret, struct consumer *const *consumers, unsigned 
     }
     drain->noisy = drain->loop_count;
     for (unsigned i = 0; i < drain->loop_count; i++)
-        loop_post(drain->loops[i].loop, &drain->loops[i].ask);
+        loop_post(drain->loops[i].loop, &drain->loops[i].pause);
     if (drain->noisy) {
         timer_set(&drain->limit, loop_main, loop_main->ring->ops->now(loop_main->ring) + limit_ns);
         drain_wait(drain);
@@ -223,11 +224,10 @@ int drain_begin(struct drain **ret, struct consumer *const *consumers, unsigned 
 void drain_end(struct drain *drain)
 {
     drain->paused = drain->loop_count;
-    for (unsigned i = 0; i < drain->loop_count; i++) {
-        drain->loops[i].ask.run = drain_resume_loop;
-        loop_post(drain->loops[i].loop, &drain->loops[i].ask);
-    }
-    if (drain->paused)
+    for (unsigned i = 0; i < drain->loop_count; i++)
+        loop_post(drain->loops[i].loop, &drain->loops[i].resume);
+    /* An answer to the pause that comes too late wakes as well. */
+    while (drain->paused)
         drain_wait(drain);
     TRACE(drain_end, drain, drain->late);
     free(drain->consumers);

@@ -122,8 +122,20 @@ void grace_wait(void)
     coroutine_yield();
 }
 
+static void grace_free(struct loop_message *message)
+{
+    free(container_of(message, struct grace_loop, ask));
+}
+
 void grace_forget_loop(struct loop *loop)
 {
-    if (loop->grace)
-        grace_one_answered(loop->grace);
+    struct grace_loop *local = take_ptr(&loop->grace);
+
+    loop_by_index[loop->index] = NULL;
+    if (!local)
+        return;
+    grace_one_answered(local);
+    /* Its answer may be on the way. What was asked of it is not: its thread has read all. */
+    local->ask.run = grace_free;
+    loop_post(loop_main, &local->ask);
 }

@@ -20,7 +20,7 @@ void grace_call(struct grace_call *call);
 /* Waits for a grace period; main loop coroutine. */
 void grace_wait(void);
 
-/* The loop's thread has ended: it will not answer any more. Main loop. */
+/* The loop's thread has ended: it will not answer any more, and is not asked again. Main loop. */
 void grace_forget_loop(struct loop *loop);
 
 /* On loop, when the last unit of its old epoch ended: request.c and consumer.c only. */
