@@ -79,7 +79,15 @@ static void consumer_follow_commit(void *action)
         list_append(&follow->source->consumers, &follow->consumer->in_source);
 }
 
-static const struct change_type consumer_follow_type = {.name = "follow source", .commit = consumer_follow_commit};
+static void consumer_follow_abort(void *action)
+{
+    struct consumer *consumer = ((struct consumer_follow *)action)->consumer;
+
+    consumer->next_source = consumer->source;
+}
+
+static const struct change_type consumer_follow_type = {
+    .name = "follow source", .commit = consumer_follow_commit, .abort = consumer_follow_abort};
 
 static void consumer_follow(struct change *change, struct consumer *consumer, struct source *source)
 {
@@ -87,6 +95,7 @@ static void consumer_follow(struct change *change, struct consumer *consumer, st
 
     follow->consumer = consumer;
     follow->source = source;
+    consumer->next_source = source;
 }
 
 int consumer_attach(struct change *change, struct consumer *consumer, const char *name, struct error *err)

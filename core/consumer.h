@@ -52,7 +52,7 @@ struct consumer_ops {
 
 struct consumer {
     struct edge edge;                   /* to the node, or to the top of the source; NULL child = detached */
-    struct source *source;              /* NULL if attached to a node */
+    struct source *source, *next_source;    /* NULL if attached to a node; what it would be, as edge.next_child */
     struct list_link in_source;         /* in source->consumers */
     struct list_link in_registry;
     const struct consumer_ops *ops;

@@ -19,6 +19,7 @@
 #include "core/node_make.h"
 #include "core/node_object.h"
 #include "core/request_side.h"
+#include "core/source.h"
 #include "generated/options.h"
 
 /* Inline definitions inside inline definitions. */
@@ -52,6 +53,9 @@ static int node_check_name(const char *name, struct error *err)
         return error_set(err, -EINVAL, "Node name too long");
     if (node_find(name))
         return error_set(err, -EEXIST, "Duplicate nodes with node-name='%s'", name);
+    /* As in source_add(). */
+    if (source_find(name))
+        return error_set(err, -EEXIST, "Node name '%s' is the id of a source", name);
     return 0;
 }
 

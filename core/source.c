@@ -30,7 +30,7 @@ static struct source *source_find_in(const struct list *list, const char *id)
     struct source *source;
 
     list_for_each(source, list, in_registry) {
-        if (strcmp(source->id, id) == 0)
+        if (!source->leaving && strcmp(source->id, id) == 0)
             return source;
     }
     return NULL;
@@ -128,8 +128,14 @@ static void source_remove_commit(void *action)
 {
     struct source_action *removing = action;
 
+    list_remove(&removing->source->in_registry);
     object_detach(&removing->source->object);
     removing->ended = true;
+}
+
+static void source_remove_abort(void *action)
+{
+    ((struct source_action *)action)->source->leaving = false;
 }
 
 static void source_remove_clean(void *action)
@@ -141,15 +147,21 @@ static void source_remove_clean(void *action)
 }
 
 static const struct change_type source_remove_type = {
-    .name = "remove source", .commit = source_remove_commit, .clean = source_remove_clean};
+    .name = "remove source",
+    .commit = source_remove_commit,
+    .abort = source_remove_abort,
+    .clean = source_remove_clean,
+};
 
 int source_remove(struct change *change, struct source *source, struct error *err)
 {
-    struct consumer *user = list_first(&source->consumers, struct consumer, in_source);
+    struct consumer *user;
 
-    if (user)
-        return error_set(err, -EBUSY, "Source '%s' is in use by %s '%s'", source->id, user->ops->kind,
-                         user->ops->name(user));
+    list_for_each(user, &consumer_registry, in_registry) {
+        if (user->next_source == source)
+            return error_set(err, -EBUSY, "Source '%s' is in use by %s '%s'", source->id, user->ops->kind,
+                             user->ops->name(user));
+    }
     struct node *top = source->top.next_child;
     int result = change_detach(change, &source->top, err);
 
@@ -161,5 +173,6 @@ int source_remove(struct change *change, struct source *source, struct error *er
     struct source_action *removing = change_add(change, &source_remove_type, sizeof(*removing));
 
     removing->source = source;
+    source->leaving = true;
     return 0;
 }

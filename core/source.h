@@ -6,6 +6,8 @@
 #ifndef CORE_SOURCE_H
 #define CORE_SOURCE_H
 
+#include <stdbool.h>
+
 #include "core/edge.h"
 #include "core/list.h"
 #include "core/object.h"
@@ -21,6 +23,7 @@ struct source {
     struct edge top;                /* the top filter, or the base */
     struct list consumers;          /* struct consumer, by in_source */
     struct list_link in_registry;
+    bool leaving;                   /* in a change that takes it out: nobody finds it */
     struct object object;           /* /sources/<id> */
 };
 

@@ -35,8 +35,8 @@ int source_move(struct change *change, struct source *source, struct node *node,
     struct consumer *consumer;
     int result = change_replace(change, &source->top, node, err);
 
-    list_for_each(consumer, &source->consumers, in_source) {
-        if (result == 0)
+    list_for_each(consumer, &consumer_registry, in_registry) {
+        if (result == 0 && consumer->next_source == source)
             result = change_replace(change, &consumer->edge, node, err);
     }
     return result;

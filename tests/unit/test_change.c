@@ -282,7 +282,7 @@ static void grace(void)
 static void sources(void)
 {
     AUTO_ERROR struct error err = {0};
-    struct node *node = add_null("a", 0);
+    struct node *node = add_null("a", 0), *other = NULL;
     struct source *source = NULL;
     struct user user = {0};
     struct change *change = change_new();
@@ -297,6 +297,7 @@ static void sources(void)
     fails_with(source_add(change, "a", "a", &source, &err), &err, "name of a node");
     fails_with(node_remove(change, node, &err), &err, "Node a is in use");
     change_abort(change);
+    fails_with(add_raw("s", "a", false, &other, &err), &err, "Node name 's' is the id of a source");
     user_detach(&user);
     change = change_new();
     ck_assert_int_eq(source_remove(change, source_find("s"), &err), 0);
@@ -306,6 +307,110 @@ static void sources(void)
     consumer_destroy(&user.consumer);
 }
 
+/* Actions of one change see what those before them make of a source, and of who holds it. */
+static void source_steps(void)
+{
+    AUTO_ERROR struct error err = {0};
+    struct node *a = add_null("a", 0), *b = add_null("b", 0);
+    struct source *source = NULL, *again = NULL;
+    struct user user = {0};
+    struct change *change = change_new();
+
+    ck_assert_int_eq(source_add(change, "s", "a", &source, &err), 0);
+    ck_assert_int_eq(change_apply(change, &err), 0);
+
+    /* Who comes is led along. */
+    change = change_new();
+    user.name = "client";
+    consumer_init(&user.consumer, &user_ops, &user, writes);
+    ck_assert_int_eq(consumer_attach(change, &user.consumer, "s", &err), 0);
+    ck_assert_int_eq(source_move(change, source, b, &err), 0);
+    ck_assert_int_eq(change_apply(change, &err), 0);
+    ck_assert_ptr_eq(source->top.child, b);
+    ck_assert_ptr_eq(user.consumer.edge.child, b);
+
+    /* Who goes is not. */
+    change = change_new();
+    consumer_detach(change, &user.consumer);
+    ck_assert_int_eq(source_move(change, source, a, &err), 0);
+    ck_assert_int_eq(change_apply(change, &err), 0);
+    ck_assert_ptr_eq(source->top.child, a);
+    ck_assert_ptr_null(user.consumer.edge.child);
+    ck_assert(list_is_empty(&b->parents));
+
+    /* Who comes is a user already, but not if it came to nothing. */
+    change = change_new();
+    ck_assert_int_eq(consumer_attach(change, &user.consumer, "s", &err), 0);
+    fails_with(source_remove(change, source, &err), &err, "Source 's' is in use by user 'client'");
+    change_abort(change);
+    change = change_new();
+    ck_assert_int_eq(source_remove(change, source, &err), 0);
+    fails_with(consumer_attach(change, &user.consumer, "s", &err), &err, "node-name='s'");
+    ck_assert_ptr_null(source_find("s"));
+    ck_assert_int_eq(source_add(change, "s", "b", &again, &err), 0);
+    ck_assert_ptr_eq(source_find("s"), again);
+    change_abort(change);
+    ck_assert_ptr_eq(source_find("s"), source);
+
+    /* The user and the source at once. */
+    change = change_new();
+    ck_assert_int_eq(consumer_attach(change, &user.consumer, "s", &err), 0);
+    ck_assert_int_eq(change_apply(change, &err), 0);
+    change = change_new();
+    consumer_detach(change, &user.consumer);
+    ck_assert_int_eq(source_remove(change, source, &err), 0);
+    ck_assert_int_eq(source_add(change, "s", "b", &again, &err), 0);
+    ck_assert_int_eq(change_apply(change, &err), 0);
+    ck_assert_ptr_eq(source_find("s"), again);
+    ck_assert_ptr_null(user.consumer.edge.child);
+    consumer_destroy(&user.consumer);
+
+    change = change_new();
+    ck_assert_int_eq(source_remove(change, again, &err), 0);
+    ck_assert_int_eq(node_remove(change, a, &err), 0);
+    ck_assert_int_eq(node_remove(change, b, &err), 0);
+    ck_assert_int_eq(change_apply(change, &err), 0);
+}
+
+static bool looking;
+
+static void look_at_sources(void *arg)
+{
+    const struct source *source;
+
+    (void)arg;
+    while (looking) {
+        list_for_each(source, &source_registry, in_registry)
+            ck_assert_ptr_nonnull(source->top.child);
+        coroutine_sleep(1);
+    }
+}
+
+/* Others see whole sources only, also while those who were drained are let go on. */
+static void source_is_whole(void)
+{
+    AUTO_ERROR struct error err = {0};
+    struct node *node = add_null("a", 0);
+    struct source *source = NULL;
+    struct user user = {0};
+    struct change *change = change_new();
+
+    ck_assert_int_eq(source_add(change, "s", "a", &source, &err), 0);
+    ck_assert_int_eq(change_apply(change, &err), 0);
+    ck_assert_int_eq(user_attach(&user, "client", "a", writes, &err), 0);
+    looking = true;
+    coroutine_start(loop_current(), look_at_sources, NULL);
+    change = change_new();
+    ck_assert_int_eq(source_remove(change, source, &err), 0);
+    change_touch(change, node);
+    ck_assert_int_eq(change_apply(change, &err), 0);
+    looking = false;
+    coroutine_sleep(1000000);
+    user_detach(&user);
+    consumer_destroy(&user.consumer);
+    close_node(node);
+}
+
 BOTH_RINGS(names)
 BOTH_RINGS(permissions)
 BOTH_RINGS(in_use)
@@ -313,11 +418,13 @@ BOTH_RINGS(draining)
 BOTH_RINGS(parked)
 BOTH_RINGS(grace)
 BOTH_RINGS(sources)
+BOTH_RINGS(source_steps)
+BOTH_RINGS(source_is_whole)
 
 int main(void)
 {
-    const TTest *const all[] = {test_names,  test_permissions, test_in_use, test_draining,
-                                test_parked, test_grace,       test_sources};
+    const TTest *const all[] = {test_names, test_permissions, test_in_use,       test_draining,       test_parked,
+                                test_grace, test_sources,     test_source_steps, test_source_is_whole};
 
     return run_tests("change", all, array_size(all));
 }
