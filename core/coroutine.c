@@ -11,6 +11,8 @@
 #include "core/coroutine.h"
 
 #include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "core/coroutine_pool.h"
@@ -50,6 +52,9 @@
 #define COROUTINE_KEEP 64u
 /* Neighbouring stacks start at different cache lines, or their hot tops would share cache sets. */
 #define COROUTINE_COLOURS 16u
+
+unsigned coroutine_limit = 16384;
+static _Atomic unsigned coroutine_stacks;
 
 struct context {
     void *sp;
@@ -123,6 +128,7 @@ static void coroutine_release(struct coroutine *co)
     __asan_unpoison_memory_region((char *)memory + COROUTINE_GUARD, COROUTINE_STACK);
 #endif
     munmap(memory, COROUTINE_STACK + COROUTINE_GUARD);
+    atomic_fetch_sub(&coroutine_stacks, 1);
 }
 
 void coroutine_pool_free(struct coroutine_pool *pool)
@@ -138,14 +144,20 @@ void coroutine_pool_free(struct coroutine_pool *pool)
     free(pool);
 }
 
+/* NULL if the system does not give another stack. */
 static struct coroutine *coroutine_make(struct loop *loop)
 {
     struct coroutine_pool *pool = loop->stacks;
     char *memory = mmap(NULL, COROUTINE_STACK + COROUTINE_GUARD, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-    if (memory == MAP_FAILED || mprotect(memory, COROUTINE_GUARD, PROT_NONE) < 0)
-        abort();
+    if (memory == MAP_FAILED)
+        return NULL;
+    if (mprotect(memory, COROUTINE_GUARD, PROT_NONE) < 0) {
+        munmap(memory, COROUTINE_STACK + COROUTINE_GUARD);
+        return NULL;
+    }
+    atomic_fetch_add(&coroutine_stacks, 1);
     size_t head = (sizeof(struct coroutine) + 63) & ~(size_t)63;
     size_t colour = 64u * (pool->colour++ % COROUTINE_COLOURS);
     struct coroutine *co = (struct coroutine *)(void *)(memory + COROUTINE_GUARD + COROUTINE_STACK - head - colour);
@@ -187,20 +199,34 @@ static void coroutine_resume(struct coroutine *co)
     }
 }
 
-void coroutine_start(struct loop *loop, void (*entry)(void *arg), void *arg)
+static bool coroutine_begin(struct loop *loop, unsigned limit, void (*entry)(void *arg), void *arg)
 {
     struct coroutine_pool *pool = loop->stacks;
     struct coroutine *co = pool->idle;
 
-    if (co) {
+    if (likely(co != NULL)) {
         pool->idle = co->next;
         pool->idle_count--;
     } else {
-        co = coroutine_make(loop);
+        co = atomic_load(&coroutine_stacks) < limit ? coroutine_make(loop) : NULL;
+        if (!co)
+            return false;
     }
     co->entry = entry;
     co->arg = arg;
     coroutine_resume(co);
+    return true;
+}
+
+void coroutine_start(struct loop *loop, void (*entry)(void *arg), void *arg)
+{
+    if (!coroutine_begin(loop, UINT32_MAX, entry, arg))
+        abort();
+}
+
+bool coroutine_try_start(struct loop *loop, void (*entry)(void *arg), void *arg)
+{
+    return coroutine_begin(loop, coroutine_limit, entry, arg);
 }
 
 struct coroutine *coroutine_self(void)

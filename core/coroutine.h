@@ -18,6 +18,13 @@ struct loop;
  * wait; then returns. Callable from inside another coroutine. */
 void coroutine_start(struct loop *loop, void (*entry)(void *arg), void *arg);
 
+/* The same for what clients can have as much of as they like: false, and nothing is started, if there are more than
+ * coroutine_limit already, or no memory. */
+bool coroutine_try_start(struct loop *loop, void (*entry)(void *arg), void *arg);
+
+/* Of all loops. A stack takes two of the kernel's vm.max_map_count mappings: less than half of the usual 65530. */
+extern unsigned coroutine_limit;
+
 /* The running coroutine, or NULL outside of one. */
 struct coroutine *coroutine_self(void);
 

@@ -18,7 +18,8 @@ struct fan_task {
     int (*run)(struct fan_task *task);      /* may wait; 0 or -errno */
 };
 
-/* Starts task->run(), until its first wait. The fan is zeroed before its first use. */
+/* Starts task->run(), until its first wait, or its end if there are too many coroutines already. The fan is zeroed before
+ * its first use. */
 void fan_start(struct fan *fan, struct fan_task *task);
 
 /* Waits until all have ended. Only inside a coroutine. The fan can be used again. */

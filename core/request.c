@@ -149,8 +149,10 @@ void request_walk(struct request *req, enum step step)
             break;
         case STEP_SLOW:
             TRACE(request_slow, req, req->edge->child->name, req->op);
-            coroutine_start(req->loop, request_slow_entry, req);
-            return;
+            if (likely(coroutine_try_start(req->loop, request_slow_entry, req)))
+                return;
+            step = request_up(req, -ENOMEM);
+            break;
         case STEP_HELD:
             return;
         }

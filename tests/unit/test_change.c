@@ -411,6 +411,34 @@ static void source_is_whole(void)
     close_node(node);
 }
 
+/* A crowd of requests that wait takes no more stacks than there may be: those beyond are refused, and all goes on. */
+static void crowded(void)
+{
+    AUTO_ERROR struct error err = {0};
+    struct node *node = add_null("a", SLOW_NS);
+    struct user user = {0};
+    struct io io[8];
+    unsigned limit = coroutine_limit, refused = 0;
+
+    ck_assert_int_eq(user_attach(&user, "client", "a", writes, &err), 0);
+    coroutine_limit = 4;
+    for (unsigned i = 0; i < array_size(io); i++) {
+        io_start(&io[i], &user, REQ_FLUSH, 0, 0);
+        ck_assert(!io[i].done || io[i].req.result == -ENOMEM);
+        refused += io[i].done;
+    }
+    ck_assert_uint_ge(refused, 4);
+    ck_assert_uint_lt(refused, 8);
+    for (unsigned i = 0; i < array_size(io) - refused; i++)
+        ck_assert_int_eq(io_wait(&io[i]), 0);
+    io_start(&io[0], &user, REQ_FLUSH, 0, 0);
+    ck_assert_int_eq(io_wait(&io[0]), 0);
+    coroutine_limit = limit;
+    user_detach(&user);
+    consumer_destroy(&user.consumer);
+    close_node(node);
+}
+
 BOTH_RINGS(names)
 BOTH_RINGS(permissions)
 BOTH_RINGS(in_use)
@@ -420,11 +448,12 @@ BOTH_RINGS(grace)
 BOTH_RINGS(sources)
 BOTH_RINGS(source_steps)
 BOTH_RINGS(source_is_whole)
+BOTH_RINGS(crowded)
 
 int main(void)
 {
-    const TTest *const all[] = {test_names, test_permissions, test_in_use,       test_draining,       test_parked,
-                                test_grace, test_sources,     test_source_steps, test_source_is_whole};
+    const TTest *const all[] = {test_names, test_permissions, test_in_use,       test_draining,        test_parked,
+                                test_grace, test_sources,     test_source_steps, test_source_is_whole, test_crowded};
 
     return run_tests("change", all, array_size(all));
 }
