@@ -30,10 +30,12 @@ static int stat_cluster_size(const struct object *object, struct object_value *r
 #define DISK_STAT(member)                                                                              \
     static int stat_##member(const struct object *object, struct object_value *ret, struct error *err) \
     {                                                                                                  \
-        struct qcow2_stats stats;                                                                      \
+        struct qcow2_stats stats = {0};                                                                \
                                                                                                        \
         (void)err;                                                                                     \
-        qcow2_get_stats(disk_of(object)->engine, &stats);                                              \
+        /* There is none while the node is being opened anew. */                                       \
+        if (disk_of(object)->engine)                                                                   \
+            qcow2_get_stats(disk_of(object)->engine, &stats);                                          \
         *ret = (struct object_value){.kind = OBJECT_SIZE, .size = stats.member};                       \
         return 0;                                                                                      \
     }

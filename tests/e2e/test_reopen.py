@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -353,6 +354,29 @@ class Reopen(programs.Program):
                     self.assertEqual(self.call("query-node-options", node_name="n"), [options])
                     self.call("blockdev-del", node_name="n")
         self.assertEqual(len(self.call("query-named-block-nodes")), 1)
+        self.finish()
+
+    def test_properties(self):
+        """Asked for while the node is being opened anew, which takes its time."""
+        self.call("blockdev-add", driver="delay", node_name="slow", read_ns=300000000,
+                  file={"driver": "file", "filename": "b"})
+        self.call("blockdev-add", **self.qcow2())
+        other = QmpClient(self.socket)
+        self.addCleanup(other.close)
+        names = [row["name"] for row in self.call("qom-list", path="/nodes/a") if row["type"] == "uint64"]
+        self.assertIn("flushes", names)
+        opening = threading.Thread(target=other.call, args=["blockdev-reopen"],
+                                   kwargs={"options": [self.qcow2(file="slow")]})
+        opening.start()
+        count = 0
+        while opening.is_alive():
+            for name in names:
+                self.assertGreaterEqual(self.call("qom-get", path="/nodes/a", property=name), 0)
+            self.call("query-named-block-nodes")
+            count += 1
+        self.assertGreater(count, 1)
+        opening.join()
+        self.assertEqual(self.call("qom-get", path="/nodes/a", property="cluster-size"), 65536)
         self.finish()
 
     def test_exports_move(self):
