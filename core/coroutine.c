@@ -49,7 +49,8 @@
 #define COROUTINE_STACK (128u * 1024)
 #endif
 #define COROUTINE_GUARD 4096u
-#define COROUTINE_KEEP 64u
+/* Enough for deep queues of requests that take several each, as those of a quorum do. */
+#define COROUTINE_KEEP 256u
 /* Neighbouring stacks start at different cache lines, or their hot tops would share cache sets. */
 #define COROUTINE_COLOURS 16u
 
