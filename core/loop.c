@@ -15,6 +15,7 @@
 #include "core/coroutine_pool.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/loop_buffer.h"
 #include "core/loop_polling.h"
 #include "core/memory.h"
 #include "core/timer.h"
@@ -397,6 +398,7 @@ int loop_create(struct loop **ret, const char *name, struct ring *ring, struct e
     list_init(&loop->leavers);
     loop->ready_tail = &loop->ready;
     loop->stacks = coroutine_pool_new();
+    loop->buffers = loop_buffers_new();
     if (!loop_main && !ring)
         result = loop_make_events(loop, err);
     if (result == 0 && !ring)
@@ -424,6 +426,7 @@ void loop_destroy(struct loop *loop)
     if (loop_thread == loop)
         loop_thread = NULL;
     coroutine_pool_free(loop->stacks);
+    loop_buffers_free(loop->buffers);
     if (loop->ring)
         loop->ring->ops->destroy(loop->ring);
     if (loop->alarm)

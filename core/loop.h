@@ -31,6 +31,7 @@ struct coroutine_pool;
 struct error;
 struct event_base;
 struct loop;
+struct loop_buffers;
 struct request;
 
 /* Runs once on the loop that it was posted to. Belongs to the loop until run() is called. */
@@ -110,6 +111,7 @@ struct loop {
     struct coroutine *ready, **ready_tail;
     struct coroutine *running;
     struct coroutine_pool *stacks;
+    struct loop_buffers *buffers;
     struct timer **timers;          /* binary heap, [1] is the next one */
     unsigned timer_count, timer_room;
 

@@ -30,6 +30,7 @@
 #include "core/coroutine.h"
 #include "core/iov.h"
 #include "core/loop.h"
+#include "core/loop_buffer.h"
 #include "core/memory.h"
 #include "drivers/protocol/file.h"
 
@@ -190,11 +191,11 @@ static int direct_transfer(struct file *file, bool write, void *buf, uint64_t of
     return file_transfer(file, write, &iov, 1, offset, size);
 }
 
-static void *direct_bounce_alloc(const struct file *file, uint64_t offset, uint64_t size)
+static struct loop_buffer direct_bounce_take(const struct file *file, uint64_t offset, uint64_t size)
 {
     uint64_t need = direct_round_up(file, offset + size) - direct_round_down(file, offset);
 
-    return buffer_alloc(need < DIRECT_BOUNCE ? need : DIRECT_BOUNCE);
+    return loop_buffer_take(need < DIRECT_BOUNCE ? need : DIRECT_BOUNCE);
 }
 
 int file_direct_read(struct file *file, const struct iovec *iov, unsigned count, uint64_t offset, uint64_t size)
@@ -205,7 +206,8 @@ int file_direct_read(struct file *file, const struct iovec *iov, unsigned count,
         result = file_transfer(file, false, iov, count, offset, size);
     if (result != -EINVAL || size == 0)
         return size ? result : 0;
-    AUTO_FREE char *bounce = direct_bounce_alloc(file, offset, size);
+    AUTO_LOOP_BUFFER struct loop_buffer buffer = direct_bounce_take(file, offset, size);
+    char *bounce = buffer.data;
 
     if (!bounce)
         return -ENOMEM;
@@ -289,13 +291,13 @@ static int direct_write_held(struct file *file, const struct iovec *iov, unsigne
         result = file_transfer(file, true, iov, count, offset, size);
     if (result != -EINVAL)
         return result;
-    AUTO_FREE char *bounce = direct_bounce_alloc(file, offset, size);
+    AUTO_LOOP_BUFFER struct loop_buffer bounce = direct_bounce_take(file, offset, size);
 
-    if (!bounce)
+    if (!bounce.data)
         return -ENOMEM;
     if (!whole)
         direct_rewrite_begin(&file->exclusion);
-    result = direct_write_bounced(file, bounce, iov, count, offset, size);
+    result = direct_write_bounced(file, bounce.data, iov, count, offset, size);
     if (!whole)
         direct_rewrite_end(&file->exclusion);
     return result;

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "core/iov.h"
-#include "core/memory.h"
+#include "core/loop_buffer.h"
 #include "drivers/protocol/nbd.h"
 
 /* Bytes bounced at once; a multiple of every block. */
@@ -153,13 +153,13 @@ static int nbd_slow_held(struct nbd *nbd, const struct request *req)
         return nbd_whole(nbd, req);
     if (req->op == REQ_WRITE_ZEROES && req->flags & REQ_FAST_ONLY)
         return -ENOTSUP;
-    AUTO_FREE char *bounce = buffer_alloc(NBD_BOUNCE);
+    AUTO_LOOP_BUFFER struct loop_buffer bounce = loop_buffer_take(NBD_BOUNCE);
 
-    if (!bounce)
+    if (!bounce.data)
         return -ENOMEM;
     if (req->op == REQ_DISCARD || req->op == REQ_WRITE_ZEROES)
-        return nbd_range(nbd, req, bounce);
-    return nbd_bounce(nbd, req, bounce, req->offset, req->length);
+        return nbd_range(nbd, req, bounce.data);
+    return nbd_bounce(nbd, req, bounce.data, req->offset, req->length);
 }
 
 enum step nbd_slow(struct node *node, struct request *req)

@@ -11,6 +11,7 @@
 #include "core/coroutine.h"
 #include "core/error.h"
 #include "core/loop.h"
+#include "core/loop_buffer.h"
 #include "core/memory.h"
 #include "core/timer.h"
 
@@ -510,6 +511,39 @@ START_TEST(a_message_posted_again)
 }
 END_TEST
 
+/* Sizes are powers of two of which some stay, the last one first; large ones, and too many, go. */
+START_TEST(buffers_are_kept)
+{
+    struct loop_buffer some[40];
+    void *small;
+
+    begin();
+    some[0] = loop_buffer_take(1);
+    some[1] = loop_buffer_take(4097);
+    ck_assert_uint_eq((uintptr_t)some[0].data % BUFFER_ALIGN, 0);
+    ck_assert_uint_eq((uintptr_t)some[1].data % BUFFER_ALIGN, 0);
+    memset(some[1].data, 1, 8192);
+    small = some[0].data;
+    loop_buffer_give(&some[0]);
+    ck_assert_ptr_null(some[0].data);
+    loop_buffer_give(&some[0]);
+    loop_buffer_give(&some[1]);
+    some[0] = loop_buffer_take(4096);
+    ck_assert_ptr_eq(some[0].data, small);
+    loop_buffer_give(&some[0]);
+    for (unsigned i = 0; i < array_size(some); i++) {
+        some[i] = loop_buffer_take(i % 4 ? 1 << 20 : (4 << 20) + 1);
+        memset(some[i].data, 1, i % 4 ? 1 << 20 : (4 << 20) + 1);
+    }
+    for (unsigned i = 0; i < array_size(some); i++)
+        loop_buffer_give(&some[i]);
+    some[0] = loop_buffer_take(SIZE_MAX);
+    ck_assert_ptr_null(some[0].data);
+    loop_buffer_give(&some[0]);
+    end();
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const all[] = {order_of_phases,
@@ -521,6 +555,7 @@ int main(void)
                                 a_poller_removes_others,
                                 a_poller_that_rests,
                                 a_message_posted_again,
+                                buffers_are_kept,
                                 a_hook_that_queues_itself};
     Suite *suite = suite_create("loop");
     TCase *tests = tcase_create("loop");
