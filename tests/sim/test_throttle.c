@@ -1,7 +1,7 @@
 /*
  * Throttling on the simulated clock, where rates are exact: what passes in a
  * time, who shares it, what bursts and live changes do, and that neither a
- * drain nor a grace period waits for what is held.
+ * drain nor a grace period waits for what is held. The drain of `delay` too.
  */
 #include <check.h>
 #include <errno.h>
@@ -364,6 +364,36 @@ static void drains_at_once(void)
     ck_assert_uint_gt(sim_now(sim), start);
 }
 
+/* What waits in a delay goes on at once in a drain, on all loops, and what comes after it waits again. */
+static void drains_delays(void)
+{
+    struct node_options below = {.driver = NODE_DRIVER_NULL_CO, .u.null_co = {.size = 1 << 20}};
+    struct node_ref file = {.node = &below};
+    struct node_options options = {.driver = NODE_DRIVER_DELAY,
+                                   .node_name = (char *)(uintptr_t) "delay",
+                                   .u.delay = {.file = &file, .latency_ns = (uint64_t)10 * SECOND}};
+    struct change *change = change_new();
+    struct node *node;
+
+    ck_assert_int_eq(node_add(change, &options, &node, NULL), 0);
+    ck_assert_int_eq(change_apply(change, NULL), 0);
+    const struct load *load = load_add("delay", 15, 4, REQ_READ, 4096);
+
+    for (unsigned i = 1; i <= 5; i++) {
+        seconds(2);
+        ck_assert_uint_eq(load->done, (i - 1) * 16);
+        uint64_t before = sim_now(sim);
+
+        touch("delay");
+        ck_assert_uint_lt(sim_now(sim) - before, 1000000);
+        ck_assert_uint_eq(load->done, i * 16);
+    }
+    seconds(9);
+    ck_assert_uint_eq(load->done, 80);
+    seconds(2);
+    ck_assert_uint_eq(load->done, 96);
+}
+
 /* Held requests do not hold up grace periods, unless what is above has looked something up for them. */
 static void held_requests_have_no_epoch(void)
 {
@@ -453,6 +483,7 @@ static void (*const bodies[])(void) = {
     clients_share,
     changes_live,
     drains_at_once,
+    drains_delays,
     held_requests_have_no_epoch,
     refuses_bad_limits,
 };
