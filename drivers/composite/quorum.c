@@ -11,6 +11,7 @@
 #include "core/coroutine.h"
 #include "core/error.h"
 #include "core/event.h"
+#include "core/loop_buffer.h"
 #include "core/memory.h"
 
 #define QUORUM_SECTOR 512u
@@ -63,6 +64,47 @@ void quorum_report_failure(struct node *node, const struct request *req)
     event_emit("QUORUM_FAILURE", &quorum_failure_event_type, &event);
 }
 
+/* Children that are short, or have missed something */
+
+static int quorum_child_grow(struct quorum *quorum, unsigned child, uint64_t size)
+{
+    int result = edge_grow(quorum->children[child], size);
+    uint64_t grown = atomic_load(&quorum->grown[child]);
+
+    while (result == 0 && grown < size && !atomic_compare_exchange_weak(&quorum->grown[child], &grown, size))
+        ;
+    return result;
+}
+
+int quorum_reach(struct node *node, unsigned child, uint64_t offset, uint64_t length)
+{
+    struct quorum *quorum = node->state;
+    uint64_t size = node->size;
+
+    if (likely(quorum_child_has(quorum, child, offset, length)))
+        return 0;
+    if (!quorum->rewrites)
+        return -EIO;
+    return quorum_child_grow(quorum, child, offset + length > size ? offset + length : size);
+}
+
+/* The largest size that enough children have. */
+static uint64_t quorum_size(const struct quorum *quorum)
+{
+    uint64_t best = 0;
+
+    for (unsigned i = 0; i < quorum->count; i++) {
+        uint64_t size = quorum_child_size(quorum, i);
+        unsigned reach = 0;
+
+        for (unsigned other = 0; other < quorum->count; other++)
+            reach += quorum_child_size(quorum, other) >= size;
+        if (reach >= quorum->threshold && size > best)
+            best = size;
+    }
+    return best;
+}
+
 /* Tasks */
 
 unsigned quorum_run(struct quorum_task *tasks, unsigned count, int (*run)(struct fan_task *task))
@@ -96,42 +138,74 @@ int quorum_first_error(const struct quorum_task *tasks, unsigned count)
 static int quorum_change_one(struct fan_task *fan_task)
 {
     struct quorum_task *task = container_of(fan_task, struct quorum_task, task);
+    struct edge *edge = quorum_task_edge(task);
     const struct request *req = task->req;
 
+    task->result = req->op == REQ_FLUSH ? 0 : quorum_reach(task->node, task->child, req->offset, req->length);
+    if (task->result < 0)
+        return 0;
     if (req->op == REQ_FLUSH)
-        task->result = edge_flush(task->edge);
+        task->result = edge_flush(edge);
     else if (req->op == REQ_WRITE)
-        task->result = edge_writev(task->edge, req->offset, req->iov, req->iov_count, req->length, req->flags);
+        task->result = edge_writev(edge, req->offset, req->iov, req->iov_count, req->length, req->flags);
     else
-        task->result = edge_write_zeroes(task->edge, req->offset, req->length,
+        task->result = edge_write_zeroes(edge, req->offset, req->length,
                                          req->flags | (req->op == REQ_DISCARD ? REQ_MAY_UNMAP : 0));
     return 0;
+}
+
+static uint32_t quorum_all(const struct quorum *quorum)
+{
+    return UINT32_MAX >> (32 - quorum->count);
+}
+
+/* False if nobody would be left who has missed nothing, where that counts. */
+static bool quorum_miss(struct quorum *quorum, uint32_t failed)
+{
+    uint32_t missed = atomic_load(&quorum->missed);
+
+    do {
+        if (quorum_is_lenient(quorum) && (missed | failed) == quorum_all(quorum))
+            return false;
+    } while (!atomic_compare_exchange_weak(&quorum->missed, &missed, missed | failed));
+    return true;
+}
+
+/* What some of them did not do: said of each, and remembered if it was done all the same. */
+static int quorum_changed(struct node *node, const struct quorum_task *tasks, unsigned good, const struct request *req)
+{
+    struct quorum *quorum = node->state;
+    enum quorum_report_bad_type type =
+        req->op == REQ_FLUSH ? QUORUM_REPORT_BAD_TYPE_FLUSH : QUORUM_REPORT_BAD_TYPE_WRITE;
+    uint32_t failed = 0;
+
+    for (unsigned i = 0; i < quorum->count; i++) {
+        if (tasks[i].result == 0)
+            continue;
+        failed |= 1u << i;
+        quorum_report_bad(node, i, type, req, tasks[i].result);
+    }
+    if (good >= quorum->threshold && quorum_miss(quorum, failed))
+        return 0;
+    quorum_report_failure(node, req);
+    return quorum_first_error(tasks, quorum->count);
 }
 
 static int quorum_change(struct node *node, const struct request *req)
 {
     struct quorum *quorum = node->state;
     struct quorum_task tasks[QUORUM_CHILDREN_MAX];
-    enum quorum_report_bad_type type =
-        req->op == REQ_FLUSH ? QUORUM_REPORT_BAD_TYPE_FLUSH : QUORUM_REPORT_BAD_TYPE_WRITE;
     struct range_hold hold;
 
     for (unsigned i = 0; i < quorum->count; i++)
-        tasks[i] = (struct quorum_task){.edge = quorum->children[i], .req = req};
+        tasks[i] = (struct quorum_task){.node = node, .child = i, .req = req};
     if (req->op != REQ_FLUSH)
         range_lock_take(&quorum->lock, &hold, req->offset, req->length);
     unsigned good = quorum_run(tasks, quorum->count, quorum_change_one);
 
     if (req->op != REQ_FLUSH)
         range_lock_release(&quorum->lock, &hold);
-    for (unsigned i = 0; i < quorum->count && good < quorum->count; i++) {
-        if (tasks[i].result < 0)
-            quorum_report_bad(node, i, type, req, tasks[i].result);
-    }
-    if (good >= quorum->threshold)
-        return 0;
-    quorum_report_failure(node, req);
-    return quorum_first_error(tasks, quorum->count);
+    return likely(good == quorum->count) ? 0 : quorum_changed(node, tasks, good, req);
 }
 
 /*
@@ -149,9 +223,13 @@ struct quorum_status {
 static int quorum_ask_one(struct fan_task *fan_task)
 {
     struct quorum_status *status = container_of(fan_task, struct quorum_status, task.task);
+    const struct quorum_task *task = &status->task;
+    const struct request *req = task->req;
 
     status->list = (struct extent_list){.limit = QUORUM_EXTENTS, .extents = status->extents};
-    return edge_status(status->task.edge, status->task.req->offset, status->task.req->length, &status->list);
+    if (!quorum_child_has(task->node->state, task->child, req->offset, req->length))
+        return -EIO;
+    return edge_status(quorum_task_edge(task), req->offset, req->length, &status->list);
 }
 
 static bool quorum_wins(const struct quorum *quorum, unsigned votes)
@@ -159,19 +237,22 @@ static bool quorum_wins(const struct quorum *quorum, unsigned votes)
     return votes >= quorum->threshold && (quorum->fifo ? votes == quorum->count : 2 * votes > quorum->count);
 }
 
-/* The next extent that the answers make together; false when one of them is at its end. */
+/* The next extent that the answers make together; false when one of them is at its end. By vote, who has missed
+ * something may not know of data. */
 static bool quorum_next_extent(const struct quorum *quorum, struct quorum_status *all, struct extent *ret)
 {
+    uint32_t missed = quorum->fifo ? 0 : atomic_load_explicit(&quorum->missed, memory_order_acquire);
     unsigned zero = 0, hole = 0;
 
     ret->length = UINT64_MAX;
     for (unsigned i = 0; i < quorum->count; i++) {
         const struct extent *extent = &all[i].list.extents[all[i].at];
+        uint32_t flags = missed & 1u << i ? 0 : extent->flags;
 
         if (all[i].at >= all[i].list.count)
             return false;
-        zero += (extent->flags & EXTENT_ZERO) != 0;
-        hole += (extent->flags & EXTENT_HOLE) != 0;
+        zero += (flags & EXTENT_ZERO) != 0;
+        hole += (flags & EXTENT_HOLE) != 0;
         ret->length = extent->length < ret->length ? extent->length : ret->length;
     }
     ret->flags = (quorum_wins(quorum, zero) ? EXTENT_ZERO : 0) | (quorum_wins(quorum, hole) ? EXTENT_HOLE : 0);
@@ -187,14 +268,16 @@ static bool quorum_next_extent(const struct quorum *quorum, struct quorum_status
 static int quorum_status(struct node *node, const struct request *req)
 {
     struct quorum *quorum = node->state;
-    AUTO_FREE struct quorum_status *all = buffer_alloc(quorum->count * sizeof(*all));
+    AUTO_LOOP_BUFFER struct loop_buffer buf = loop_buffer_take(quorum->count * sizeof(struct quorum_status));
+    struct quorum_status *all = buf.data;
     struct fan fan = {0};
     struct extent extent;
 
     if (!all)
         return -ENOMEM;
     for (unsigned i = 0; i < quorum->count; i++) {
-        all[i].task = (struct quorum_task){.task.run = quorum_ask_one, .edge = quorum->children[i], .req = req};
+        all[i].at = 0;
+        all[i].task = (struct quorum_task){.task.run = quorum_ask_one, .node = node, .child = i, .req = req};
         fan_start(&fan, &all[i].task.task);
     }
     fan_wait(&fan);
@@ -212,11 +295,17 @@ static int quorum_status(struct node *node, const struct request *req)
 
 /* The walk */
 
-/* In order, each child after the one before it failed. */
+/* In order, each child after the one before it failed. Who has missed something may say what once was. */
 static enum step quorum_read_next(struct node *node, struct request *req, struct quorum_frame *frame)
 {
     struct quorum *quorum = node->state;
+    uint32_t missed = atomic_load_explicit(&quorum->missed, memory_order_acquire);
 
+    while (frame->child < quorum->count &&
+           (missed & 1u << frame->child || !quorum_child_has(quorum, frame->child, frame->offset, frame->length)))
+        frame->child++;
+    if (frame->child == quorum->count)
+        return request_up(req, req->result < 0 ? req->result : -EIO);
     req->op = frame->op;
     req->flags = frame->flags;
     req->offset = frame->offset;
@@ -229,7 +318,8 @@ enum step quorum_map(struct node *node, struct request *req)
     const struct quorum *quorum = node->state;
 
     if (req->op == REQ_PREFETCH)
-        return request_down(req, quorum->children[0]);
+        return quorum_child_has(quorum, 0, req->offset, req->length) ? request_down(req, quorum->children[0])
+                                                                     : request_up(req, 0);
     if (req->op != REQ_READ || !quorum->fifo)
         return STEP_SLOW;
     struct quorum_frame *frame = request_frame(req, node);
@@ -240,14 +330,14 @@ enum step quorum_map(struct node *node, struct request *req)
 
 enum step quorum_after(struct node *node, struct request *req, void *scratch)
 {
-    const struct quorum *quorum = node->state;
     struct quorum_frame *frame = scratch;
     struct request asked = {.offset = frame->offset, .length = frame->length, .loop = req->loop};
 
     if (req->result >= 0)
         return STEP_UP;
     quorum_report_bad(node, frame->child, QUORUM_REPORT_BAD_TYPE_READ, &asked, req->result);
-    return ++frame->child < quorum->count ? quorum_read_next(node, req, frame) : STEP_UP;
+    frame->child++;
+    return quorum_read_next(node, req, frame);
 }
 
 enum step quorum_slow(struct node *node, struct request *req)
@@ -268,14 +358,19 @@ int quorum_open_children(struct node *node, unsigned threshold, struct error *er
     for (unsigned i = 0; i < node->child_count; i++) {
         struct edge *edge = node->children[i], *first = node->children[0];
 
-        if (edge->child->size != first->child->size)
-            return error_set(err, -EINVAL, "%s (node '%s') has %" PRIu64 " bytes, but %s (node '%s') has %" PRIu64,
+        if (edge->child->size != first->child->size && !quorum->rewrites)
+            return error_set(err, -EINVAL, "%s (node '%s') has %" PRIu64 " bytes, but %s (node '%s') has %" PRIu64 "%s",
                              edge->name, edge->child->name, edge->child->size, first->name, first->child->name,
-                             first->child->size);
+                             first->child->size,
+                             node->driver == driver_table[NODE_DRIVER_QUORUM] && !quorum->fifo
+                                 ? ": with rewrite-corrupted=on the shorter one is repaired"
+                                 : "");
         quorum->children[quorum->count++] = edge;
     }
     quorum->threshold = threshold;
-    node->size = node->children[0]->child->size;
+    node->size = quorum_size(quorum);
+    for (unsigned i = 0; i < quorum->count; i++)
+        quorum->missed |= quorum_child_has(quorum, i, 0, node->size) ? 0 : 1u << i;
     range_lock_init(&quorum->lock);
     return 0;
 }
@@ -295,6 +390,7 @@ int quorum_resize(struct node *node, uint64_t size, struct error *err)
     int result = 0;
 
     for (unsigned i = 0; i < quorum->count && result == 0; i++) {
+        quorum->grown[i] = 0;
         result = edge_resize(quorum->children[i], size, err);
         /* Smaller ones have lost what was there, so that size is the one that is left. */
         for (unsigned done = 0; result < 0 && size > before && done < i; done++)
@@ -307,32 +403,38 @@ int quorum_resize(struct node *node, uint64_t size, struct error *err)
     return result;
 }
 
+/* By vote, like a write. Who is short stays so, unless what is read there is repaired. */
 int quorum_grow(struct node *node, uint64_t size)
 {
     struct quorum *quorum = node->state;
+    struct quorum_task tasks[QUORUM_CHILDREN_MAX];
+    uint64_t before = node->size;
+    struct request asked = {
+        .op = REQ_WRITE, .offset = before, .length = size > before ? size - before : 0, .loop = loop_current()};
+    unsigned good = 0;
 
     for (unsigned i = 0; i < quorum->count; i++) {
-        int result = edge_grow(quorum->children[i], size);
+        bool stays = !quorum->rewrites && !quorum_child_has(quorum, i, 0, before);
 
-        if (result < 0)
-            return result;
+        tasks[i] = (struct quorum_task){.result = stays ? -EIO : quorum_child_grow(quorum, i, size)};
+        good += tasks[i].result == 0;
     }
-    if (size > node->size)
+    int result = good == quorum->count ? 0 : quorum_changed(node, tasks, good, &asked);
+
+    if (result == 0 && size > node->size)
         node_grown(node, size);
-    return 0;
+    return result;
 }
 
-/* What all of them have. */
+/* The children may be growing, and the quorum with them. */
 void quorum_child_resized(struct node *node, struct edge *edge)
 {
     const struct quorum *quorum = node->state;
-    uint64_t size = edge->child->size;
+    uint64_t before = node->size;
 
-    for (unsigned i = 0; i < quorum->count; i++) {
-        if (quorum->children[i]->child->size < size)
-            size = quorum->children[i]->child->size;
-    }
-    node->size = size;
+    (void)edge;
+    while (!atomic_compare_exchange_weak(&node->size, &before, quorum_size(quorum)))
+        ;
 }
 
 void quorum_permissions(const struct node *node, const struct edge *edge, struct permission *io)
@@ -341,7 +443,7 @@ void quorum_permissions(const struct node *node, const struct edge *edge, struct
 
     (void)edge;
     if (node->driver == driver_table[NODE_DRIVER_QUORUM] && options->rewrite_corrupted)
-        io->taken |= PERM_WRITE;
+        io->taken |= PERM_WRITE | PERM_RESIZE;
     io->shared &= ~(uint32_t)(PERM_WRITE | PERM_RESIZE);
 }
 
@@ -373,6 +475,37 @@ static int quorum_open(struct node *node, const void *opaque, struct error *err)
     return result < 0 ? result : quorum_open_children(node, (unsigned)options->vote_threshold, err);
 }
 
+/* Whether other is node, or lies below it as what it shows: filters and overlays may come and go in between. */
+static bool quorum_shows(const struct node *node, const struct node *other)
+{
+    while (node && node != other) {
+        const struct edge *below = node->filtered ? node->filtered : node_child_by_role(node, ROLE_BACKING);
+
+        node = below ? below->child : NULL;
+    }
+    return node != NULL;
+}
+
+/* What a child has missed it still misses, unless nobody is left who has not. */
+static void quorum_adopt(struct node *node, const void *before)
+{
+    struct quorum *quorum = node->state;
+    const struct quorum *was = before;
+
+    for (unsigned i = 0; i < quorum->count; i++) {
+        const struct node *child = quorum->children[i]->child;
+
+        for (unsigned old = 0; old < was->count; old++) {
+            const struct node *other = was->children[old]->child;
+
+            if (was->missed & 1u << old && (quorum_shows(child, other) || quorum_shows(other, child)))
+                quorum->missed |= 1u << i;
+        }
+    }
+    if (quorum->missed == quorum_all(quorum))
+        quorum->missed = 0;
+}
+
 /* Said before anybody is disturbed. */
 static int quorum_reopen(struct node *node, struct node *next, struct change *change, struct error *err)
 {
@@ -393,6 +526,7 @@ const struct driver quorum_driver = {
     .open = quorum_open,
     .close = quorum_close,
     .reopen = quorum_reopen,
+    .adopt = quorum_adopt,
     .resize = quorum_resize,
     .grow = quorum_grow,
     .child_resized = quorum_child_resized,

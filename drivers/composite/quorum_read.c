@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/iov.h"
+#include "core/loop_buffer.h"
 #include "core/memory.h"
 #include "drivers/composite/quorum.h"
 
@@ -17,6 +18,7 @@ struct quorum_vote {
     struct quorum_task tasks[QUORUM_CHILDREN_MAX];
     unsigned votes[QUORUM_CHILDREN_MAX];    /* for what this child says, counted at the first one that says it */
     unsigned good, winner;
+    bool enough;                        /* votes for the winner */
     struct request piece;               /* the range that is voted on, for reports; ends in its scratch */
 };
 
@@ -24,7 +26,9 @@ static int vote_read_one(struct fan_task *fan_task)
 {
     struct quorum_task *task = container_of(fan_task, struct quorum_task, task);
 
-    task->result = edge_read(task->edge, task->offset, task->buf, task->length);
+    task->result = quorum_child_has(task->node->state, task->child, task->offset, task->length)
+                       ? edge_read(quorum_task_edge(task), task->offset, task->buf, task->length)
+                       : -EIO;
     return 0;
 }
 
@@ -32,13 +36,34 @@ static int vote_write_one(struct fan_task *fan_task)
 {
     struct quorum_task *task = container_of(fan_task, struct quorum_task, task);
 
-    task->result = edge_write(task->edge, task->offset, task->buf, task->length, 0);
+    task->result = quorum_reach(task->node, task->child, task->offset, task->length);
+    if (task->result == 0)
+        task->result = edge_write(quorum_task_edge(task), task->offset, task->buf, task->length, 0);
     return 0;
+}
+
+/* sound: what somebody says who has missed nothing. */
+static void vote_decide(struct quorum_vote *vote, unsigned count, uint32_t sound)
+{
+    const struct quorum *quorum = vote->node->state;
+
+    vote->winner = 0;
+    vote->enough = false;
+    for (unsigned i = 0; i < count; i++) {
+        bool enough = vote->votes[i] >= quorum->threshold && (sound & 1u << i || !quorum_is_lenient(quorum));
+
+        if (enough < vote->enough || (enough == vote->enough && vote->votes[i] <= vote->votes[vote->winner]))
+            continue;
+        vote->winner = i;
+        vote->enough = enough;
+    }
 }
 
 static void vote_count(struct quorum_vote *vote, unsigned count)
 {
-    vote->winner = 0;
+    const struct quorum *quorum = vote->node->state;
+    uint32_t missed = atomic_load_explicit(&quorum->missed, memory_order_acquire), sound = 0;
+
     memset(vote->votes, 0, sizeof(vote->votes));
     for (unsigned i = 0; i < count; i++) {
         const struct quorum_task *task = &vote->tasks[i];
@@ -49,9 +74,9 @@ static void vote_count(struct quorum_vote *vote, unsigned count)
         while (vote->tasks[first].result < 0 || memcmp(vote->tasks[first].buf, task->buf, task->length) != 0)
             first++;
         vote->votes[first]++;
-        if (vote->votes[first] > vote->votes[vote->winner])
-            vote->winner = first;
+        sound |= missed & 1u << i ? 0 : 1u << first;
     }
+    vote_decide(vote, count, sound);
 }
 
 static void vote_read(struct quorum_vote *vote, unsigned char *buf)
@@ -60,7 +85,8 @@ static void vote_read(struct quorum_vote *vote, unsigned char *buf)
     const struct request *piece = &vote->piece;
 
     for (unsigned i = 0; i < quorum->count; i++)
-        vote->tasks[i] = (struct quorum_task){.edge = quorum->children[i],
+        vote->tasks[i] = (struct quorum_task){.node = vote->node,
+                                              .child = i,
                                               .offset = piece->offset,
                                               .length = piece->length,
                                               .buf = buf + i * piece->length};
@@ -80,19 +106,18 @@ static void vote_rewrite(struct quorum_vote *vote)
 {
     struct quorum *quorum = vote->node->state;
     struct quorum_task tasks[QUORUM_CHILDREN_MAX];
-    unsigned which[QUORUM_CHILDREN_MAX], count = 0;
+    unsigned count = 0;
 
     for (unsigned i = 0; i < quorum->count; i++) {
         if (vote_agrees(vote, i))
             continue;
-        which[count] = i;
         tasks[count] = vote->tasks[i];
         tasks[count++].buf = vote->tasks[vote->winner].buf;
     }
     quorum_run(tasks, count, vote_write_one);
     for (unsigned i = 0; i < count; i++) {
         if (tasks[i].result < 0)
-            quorum_report_bad(vote->node, which[i], QUORUM_REPORT_BAD_TYPE_WRITE, &vote->piece, tasks[i].result);
+            quorum_report_bad(vote->node, tasks[i].child, QUORUM_REPORT_BAD_TYPE_WRITE, &vote->piece, tasks[i].result);
     }
 }
 
@@ -106,7 +131,7 @@ static int vote_end(struct quorum_vote *vote)
         if (!vote_agrees(vote, i))
             quorum_report_bad(vote->node, i, QUORUM_REPORT_BAD_TYPE_READ, piece, vote->tasks[i].result);
     }
-    if (vote->votes[vote->winner] < quorum->threshold) {
+    if (!vote->enough) {
         quorum_report_failure(vote->node, piece);
         return vote->good < quorum->threshold ? quorum_first_error(vote->tasks, quorum->count) : -EIO;
     }
@@ -141,19 +166,19 @@ int quorum_read(struct node *node, const struct request *req)
     const struct quorum *quorum = node->state;
     uint64_t most = QUORUM_VOTE_BYTES / quorum->count, done = 0;
     uint64_t size = req->length < most ? req->length : most;
-    AUTO_FREE unsigned char *buf = buffer_alloc(size * quorum->count);
-    AUTO_FREE struct quorum_vote *vote = buffer_alloc(sizeof(*vote));
-    int result = buf && vote ? 0 : -ENOMEM;
+    AUTO_LOOP_BUFFER struct loop_buffer buf = loop_buffer_take(size * quorum->count);
+    struct quorum_vote vote;
+    int result = buf.data ? 0 : -ENOMEM;
 
+    vote.node = node;
+    vote.req = req;
     while (done < req->length && result == 0) {
         uint64_t left = req->length - done;
 
-        vote->node = node;
-        vote->req = req;
-        vote->piece =
+        vote.piece =
             (struct request){.offset = req->offset + done, .length = left < size ? left : size, .loop = req->loop};
-        result = quorum_read_piece(vote, buf);
-        done += vote->piece.length;
+        result = quorum_read_piece(&vote, buf.data);
+        done += vote.piece.length;
     }
     return result;
 }

@@ -252,6 +252,166 @@ static void reads_in_order(void)
     close_quorum();
 }
 
+/* From what is kept of earlier ones. */
+
+static unsigned allocations;
+
+int posix_memalign(void **ret, size_t align, size_t size)
+{
+    allocations++;
+    *ret = aligned_alloc(align, (size + align - 1) / align * align);
+    return *ret ? 0 : ENOMEM;
+}
+
+static void reads_without_allocating(void)
+{
+    open_quorum(NULL, "'vote-threshold':2");
+    ck_assert_int_eq(graph_write(quorum, 0, MIB, 7, 0), 0);
+    for (unsigned round = 0; round < 3; round++) {
+        allocations = 0;
+        ck_assert(graph_holds(quorum, 512, 4096, 7));
+        ck_assert(graph_holds(quorum, 512, MIB / 2, 7));
+        ck_assert_str_eq(graph_map(quorum), "1048576:0");
+        ck_assert_uint_le(allocations, round ? 0 : 3);
+    }
+    close_quorum();
+}
+
+/* Children that have missed something */
+
+static void reopen_quorum(void)
+{
+    AUTO_ERROR struct error err = {0};
+    struct change *change = change_new();
+    struct node_options *same = node_describe(quorum);
+
+    same->detect_zeroes = NODE_DETECT_ZEROES_ON;
+    ck_assert_msg(node_reopen(change, quorum, same, &err) == 0, "%s", err.text);
+    ck_assert_msg(change_apply(change, &err) == 0, "%s", err.text);
+    option_free(&node_options_type, same);
+}
+
+/* Where one child is enough, those are not believed that failed to write what another one wrote. */
+static void does_not_show_what_was(void)
+{
+    static const char once[] = ",'inject-error':[{'event':'none','iotype':'write','sector':8,'once':true}]";
+    static const char *const rules[] = {once, once, ",'inject-error':[{'event':'none','iotype':'write','sector':16}]"};
+    static const char *const lenient[] = {"'vote-threshold':1,'read-pattern':'fifo'", "'vote-threshold':1"};
+    static const char *const maps[] = {"4096:3 4096:0 1040384:3", "1048576:0"};
+
+    for (unsigned i = 0; i < array_size(lenient); i++) {
+        open_quorum(rules, lenient[i]);
+        ck_assert_int_eq(graph_write(quorum, 4096, 4096, 2, 0), 0);
+        assert_children(4096, 4096, 0, 0, 2);
+        ck_assert(graph_holds(quorum, 4096, 4096, 2));
+        ck_assert_str_eq(graph_map(quorum), maps[i]);
+        /* The one that has all must have this too. */
+        ck_assert_int_eq(graph_write(quorum, 8192, 4096, 4, 0), -EIO);
+        reopen_quorum();
+        ck_assert(graph_holds(quorum, 4096, 4096, 2));
+        close_quorum();
+    }
+}
+
+/* The third child is part of a file, which it cannot make longer, or all of it. */
+static void add_children(const char *second, const char *third)
+{
+    const char *const size[] = {"", second, third};
+    char text[1024];
+
+    for (unsigned i = 0; i < CHILDREN; i++) {
+        snprintf(text, sizeof(text), "{'driver':'raw','node-name':'c%u'%s,'file':{'driver':'file','filename':'%s'}}", i,
+                 size[i], child_paths[i]);
+        graph_add(text);
+    }
+}
+
+static void remove_all(void)
+{
+    close_node(quorum);
+    for (unsigned i = 0; i < CHILDREN; i++) {
+        char name[4] = {'c', (char)('0' + i), 0};
+
+        close_node(node_find(name));
+    }
+}
+
+static uint64_t child_on_disk(unsigned child)
+{
+    struct stat st;
+
+    ck_assert_int_eq(stat(child_paths[child], &st), 0);
+    return (uint64_t)st.st_size;
+}
+
+#define PLAIN "{'driver':'quorum','node-name':'q','children':['c0','c1','c2'],'vote-threshold':2}"
+#define REPAIRING                                                                        \
+    "{'driver':'quorum','node-name':'q','children':['c0','c1','c2'],'vote-threshold':2," \
+    "'rewrite-corrupted':true}"
+
+static void grows_by_vote(void)
+{
+    struct edge edge = {.child = NULL};
+
+    open_quorum(NULL, "'vote-threshold':2");
+    remove_all();
+    add_children("", ",'size':1048576");
+    edge.child = quorum = graph_add(PLAIN);
+    ck_assert_int_eq(graph_write(quorum, 0, MIB, 7, 0), 0);
+    ck_assert_int_eq(edge_grow(&edge, 2 * MIB), 0);
+    assert_events("write c2 2048+2048 error; ");
+    ck_assert_uint_eq(quorum->size, 2 * MIB);
+    ck_assert_int_eq(graph_write(quorum, MIB - 512, 65536, 8, 0), 0);
+    rest();
+    ck_assert(graph_holds(quorum, MIB - 512, 65536, 8));
+    assert_events("read c2 2047+128 error; ");
+    ck_assert_str_eq(graph_map(quorum), "1114112:0 983040:3");
+    ck_assert_uint_eq(quorum->size, 2 * MIB);
+    ck_assert_uint_eq(child_on_disk(1), 2 * MIB);
+    ck_assert_uint_eq(child_on_disk(2), MIB);
+    remove_all();
+    /* It is not what the others are, and only reads would repair it. */
+    add_children("", "");
+    graph_refuses(PLAIN, "children.2 (node 'c2') has 1048576 bytes, but children.0 (node 'c0') has 2097152: with "
+                         "rewrite-corrupted=on the shorter one is repaired");
+    quorum = graph_add(REPAIRING);
+    ck_assert_uint_eq(quorum->size, 2 * MIB);
+    ck_assert(graph_holds(quorum, MIB - 512, 65536, 8));
+    assert_children(MIB - 512, 65536, 8, 8, 8);
+    ck_assert_uint_eq(child_on_disk(2), 2 * MIB);
+    remove_all();
+    add_children("", "");
+    quorum = graph_add(PLAIN);
+    close_quorum();
+}
+
+static void grows_for_too_few(void)
+{
+    struct edge edge = {.child = NULL};
+
+    open_quorum(NULL, "'vote-threshold':2");
+    remove_all();
+    add_children(",'size':1048576", ",'size':1048576");
+    edge.child = quorum = graph_add(PLAIN);
+    ck_assert_int_eq(edge_grow(&edge, 2 * MIB), -ENOSPC);
+    assert_events("write c1 2048+2048 error; write c2 2048+2048 error; failure q 2048+2048; ");
+    coroutine_sleep(1000000);
+    ck_assert_uint_eq(quorum->size, MIB);
+    ck_assert_uint_eq(child_on_disk(0), 2 * MIB);
+    remove_all();
+    add_children("", "");
+    graph_refuses(PLAIN, "rewrite-corrupted=on");
+    edge.child = quorum = graph_add(REPAIRING);
+    ck_assert_uint_eq(quorum->size, MIB);
+    ck_assert_int_eq(edge_grow(&edge, 3 * MIB), 0);
+    assert_events("");
+    remove_all();
+    add_children("", "");
+    quorum = graph_add(PLAIN);
+    ck_assert_uint_eq(quorum->size, 3 * MIB);
+    close_quorum();
+}
+
 /* A read that meets a write sees children that differ, and that is no fault. */
 
 struct racer {
@@ -394,6 +554,10 @@ BOTH_RINGS(reads_by_vote)
 BOTH_RINGS(reads_from_those_who_can)
 BOTH_RINGS(rewrites)
 BOTH_RINGS(reads_in_order)
+BOTH_RINGS(reads_without_allocating)
+BOTH_RINGS(does_not_show_what_was)
+BOTH_RINGS(grows_by_vote)
+BOTH_RINGS(grows_for_too_few)
 BOTH_RINGS(reads_beside_writes)
 BOTH_RINGS(tells_status)
 BOTH_RINGS(tells_status_of_what_is_read)
@@ -410,6 +574,10 @@ int main(void)
         test_reads_from_those_who_can,
         test_rewrites,
         test_reads_in_order,
+        test_reads_without_allocating,
+        test_does_not_show_what_was,
+        test_grows_by_vote,
+        test_grows_for_too_few,
         test_reads_beside_writes,
         test_tells_status,
         test_tells_status_of_what_is_read,
