@@ -170,6 +170,8 @@ static int change_check(struct change *change, struct error *err)
     int result = change_order(change, err);
 
     if (result == 0)
+        result = change_let_write(change, err);
+    if (result == 0)
         result = change_permissions(change, err);
     if (result == 0)
         result = change_scratch(change, err);

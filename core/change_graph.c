@@ -13,6 +13,7 @@
 #include "core/driver.h"
 #include "core/memory.h"
 #include "core/node.h"
+#include "generated/options.h"
 
 int change_each_parent(const struct change *change, const struct node *node, int (*visit)(struct edge *edge, void *arg),
                        void *arg)
@@ -221,14 +222,37 @@ static int permission_read_only(struct node *node, unsigned writers, struct erro
     return 0;
 }
 
+static struct permission_fold permission_sum(const struct change *change, struct node *node, struct error *err)
+{
+    struct permission_fold fold = {.change = change, .node = node, .total = {.shared = PERM_ALL}, .err = err};
+
+    change_each_parent(change, node, permission_want, &fold);
+    node->next.total = fold.total;
+    return fold;
+}
+
+/* What follows from a leaf's flags is only whether it can be written, so that the order stays. */
+int change_let_write(struct change *change, struct error *err)
+{
+    int result = 0;
+
+    for (unsigned i = 0; i < change->order_count && result == 0; i++) {
+        struct node *node = change->order[i];
+        const struct node *next = node_next(node);
+
+        permission_sum(change, node, NULL);
+        if (next->flags & NODE_READ_ONLY && next->options->auto_read_only && !next->options->read_only &&
+            node->next.total.taken & PERM_CHANGING && node->driver->reopen && next->child_count == 0)
+            result = node_reopen(change, node, next->options, err);
+    }
+    return result;
+}
+
 int change_permissions(struct change *change, struct error *err)
 {
     for (unsigned i = 0; i < change->order_count; i++) {
         struct node *node = change->order[i];
-        struct permission_fold fold = {.change = change, .node = node, .total = {.shared = PERM_ALL}, .err = err};
-
-        change_each_parent(change, node, permission_want, &fold);
-        node->next.total = fold.total;
+        struct permission_fold fold = permission_sum(change, node, err);
         int result = change_each_parent(change, node, permission_check, &fold);
 
         if (result == 0)

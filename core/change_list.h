@@ -35,6 +35,9 @@ void change_forget_edge(struct change *change, struct edge *edge);
 /* Orders the next graph; -ELOOP "... would form a loop". */
 int change_order(struct change *change, struct error *err);
 
+/* Nodes that could not be opened for writing (auto-read-only), and would be written to: opened once more. */
+int change_let_write(struct change *change, struct error *err);
+
 /* Computes permissions of the next graph from order: edge->want and node->next. */
 int change_permissions(struct change *change, struct error *err);
 

@@ -185,6 +185,8 @@ static int settle_swap(struct node_reopening *reopening, struct error *err)
     }
     if (result == 0 && reopening->kind != REOPEN_KEPT && node->driver->adopt)
         node->driver->adopt(node, reopening->next->state);
+    if (result == 0 && node->flags & NODE_READ_ONLY && node->next.total.taken & (PERM_WRITE | PERM_RESIZE))
+        result = error_set(err, -EPERM, "Block node '%s' is read-only", node->name);
     if (result == 0 && node->size != before)
         result = change_each_parent(reopening->change, node, resize_refused, err);
     return result;

@@ -60,22 +60,15 @@ static bool file_cannot_write(int code)
     return code == EACCES || code == EROFS || code == EPERM;
 }
 
-static int file_open_blocking(void *arg)
+static int file_try_open(struct file_opening *opening, struct error *err)
 {
-    struct file_opening *opening = arg;
     struct file *file = opening->file;
-    struct error *err = opening->err;
     struct stat st;
     /* O_NONBLOCK: the other end of a FIFO is nothing to wait for. */
     int flags =
         O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (opening->read_only ? O_RDONLY : O_RDWR) | (file->direct ? O_DIRECT : 0);
     AUTO_CLOSE int fd = open(file->path, flags);
 
-    if (fd < 0 && opening->auto_read_only && file_cannot_write(errno)) {
-        opening->read_only = true;
-        flags = (flags & ~O_ACCMODE) | O_RDONLY;
-        fd = open(file->path, flags);
-    }
     if (fd < 0)
         return file_open_error(file, errno, err);
     if (fstat(fd, &st) < 0)
@@ -93,6 +86,22 @@ static int file_open_blocking(void *arg)
     if (result == 0)
         file->fd = take_fd(&fd);
     return result;
+}
+
+static int file_open_blocking(void *arg)
+{
+    struct file_opening *opening = arg;
+    AUTO_ERROR struct error cannot = {0};
+    int result = file_try_open(opening, opening->auto_read_only ? &cannot : opening->err);
+
+    if (result == 0 || !opening->auto_read_only)
+        return result;
+    if (!file_cannot_write(-result)) {
+        error_move(opening->err, &cannot);
+        return result;
+    }
+    opening->read_only = true;
+    return file_try_open(opening, opening->err);
 }
 
 int file_open(struct node *node, const struct file_storage *storage, const char *path, int locking, struct error *err)

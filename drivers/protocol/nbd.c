@@ -26,16 +26,18 @@ struct nbd_frame {
 
 /* Open and close. */
 
-static int nbd_open_check(const struct node *node, const struct nbd_traits *traits, struct error *err)
+static int nbd_open_check(struct node *node, const struct nbd_traits *traits, struct error *err)
 {
     const struct nbd_options *options = node_driver_options(node);
 
     if (traits->size > INT64_MAX)
         return error_set(err, -EFBIG, "Export '%s' has %" PRIu64 " bytes: more than a node can have", options->export,
                          traits->size);
-    if (traits->read_only && !node->options->read_only)
+    if (traits->read_only && !node->options->read_only && !node->options->auto_read_only)
         return error_set(err, -EACCES, "Export '%s' is read-only: node '%s' needs read-only=on", options->export,
                          node->name);
+    if (traits->read_only)
+        node->flags |= NODE_READ_ONLY;
     return 0;
 }
 

@@ -148,13 +148,46 @@ class Reopen(programs.Program):
         self.assertEqual(self.client().do(READ, MIB, 1).data, b"\1")
         self.unexport()
         self.refused("Permission denied", "blockdev-reopen", options=[self.file()])
+        self.export("file", writable=False)
+        reader = self.client()
+        would = [{"type": "block-export-add", "data": {"type": "nbd", "id": "x", "node-name": "file", "writable": True}}]
+        self.refused("Block node 'file' is read-only", "transaction", actions=would, dry_run=True)
         os.chmod(self.path("raw"), 0o644)
-        self.reopen(auto)
+        # The first who is to write has it opened again, and who reads does not notice.
+        steps = self.call("transaction", actions=would, dry_run=True)["would"]
+        self.assertIn({"action": "reopen", "name": "file"}, steps)
+        self.assertTrue(self.call("qom-get", path="/nodes/file", property="read-only"))
+        self.call("block-export-add", type="nbd", id="x", node_name="r", name="x", writable=True)
+        self.call("block-export-del", id="x")
+        self.assertTrue(self.call("qom-get", path="/nodes/file", property="read-only"))
+        self.call("block-export-add", type="nbd", id="x", node_name="file", name="x", writable=True)
+        self.assertEqual(reader.do(READ, MIB, 1).data, b"\1")
         self.assertFalse(self.call("qom-get", path="/nodes/file", property="read-only"))
+        reader.close()
+        self.call("block-export-del", id="x")
+        self.unexport()
         self.reopen(self.file())
         self.export("file")
         self.assertEqual(self.client().do(WRITE, MIB, data=b"x" * 512).error, 0)
         self.finish()
+
+    def test_auto_read_only_below(self):
+        """An image that is to be written after all, over a file that could not be."""
+        os.chmod(self.path("a"), 0o444)
+        if os.geteuid() == 0:
+            self.as_somebody()
+        self.call("blockdev-add", **{"driver": "file", "filename": "a", "node-name": "below", "auto-read-only": True})
+        image = self.qcow2(file="below", **{"read-only": True})
+        self.call("blockdev-add", **image)
+        image["read-only"] = False
+        self.refused("Block node 'below' is read-only", "blockdev-reopen", options=[image])
+        os.chmod(self.path("a"), 0o644)
+        self.reopen(image)
+        self.export("a")
+        client = self.client()
+        self.assertEqual((client.do(WRITE, 0, data=b"y" * 70000).error, client.do(FLUSH).error), (0, 0))
+        self.finish()
+        self.assertIn("No errors", self.tool("qemu-img", "check", "a"))
 
     def test_raw(self):
         """The window moves, and its users see other data and another size."""

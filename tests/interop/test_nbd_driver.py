@@ -234,6 +234,17 @@ class Errors(_NbdDriver):
         self.assertEqual(self.client().do(READ, 0, 4096).data, bytes(4096))
         self.assertIn("read-only", self.cairnctl("block-export-add", "type=nbd", "id=b", "name=b", "node-name=disk",
                                                  "writable=on").stderr)
+        auto = ["driver=nbd", "node-name=auto", "auto-read-only=on", "server.type=unix", f"server.path={path}",
+                "export=disk"]
+        self.ask("blockdev-add", *auto)
+        self.assertTrue(self.ask("qom-get", "path=/nodes/auto", "property=read-only"))
+        self.assert_fails(self.cairnctl("block-export-add", "type=nbd", "id=b", "node-name=auto", "writable=on"),
+                          "Block node 'auto' is read-only")
+        writer = json.dumps({"type": "nbd", "id": "b", "node-name": "auto", "writable": True})
+        options = json.dumps({**self.ask("query-node-options", "node-name=auto")[0], "reconnect-delay": 1})
+        self.assert_fails(self.cairnctl("transaction", '{"actions": [{"type": "blockdev-reopen", "data": {"options": ['
+                                        f'{options}]}}}}, {{"type": "block-export-add", "data": {writer}}}]}}'),
+                          "Block node 'auto' is read-only")
 
     def test_open_timeout(self):
         daemon = self.start("--qmp", "qmp", "--blockdev", "driver=nbd,node-name=disk,server.type=unix,"

@@ -3,6 +3,7 @@
  * Each test runs on io_uring and on the thread ring. The one for host_device
  * needs a loop device, hence root, and is left out where there is none.
  */
+#include <linux/fs.h>
 #include <linux/loop.h>
 #include <sys/ioctl.h>
 
@@ -313,6 +314,34 @@ static void devices(void)
     }
 }
 
+/* A device that refuses writes by itself, whatever it was opened for. */
+static void read_only_devices(void)
+{
+    AUTO_ERROR struct error err = {0};
+    struct node *node = NULL;
+    int on = 1;
+
+    make_file(MIB);
+    if (!device_attach())
+        return;
+    AUTO_CLOSE int device = open(device_path, O_RDWR | O_CLOEXEC);
+    struct node_options options = options_of(device_path, false);
+
+    options.driver = NODE_DRIVER_HOST_DEVICE;
+    ck_assert_int_eq(ioctl(device, BLKROSET, &on), 0);
+    ck_assert_int_eq(try_open("a", &options, &node, &err), -EACCES);
+    error_clear(&err);
+    options.auto_read_only = true;
+    ck_assert_msg(try_open("a", &options, &node, &err) == 0, "%s", err.text);
+    ck_assert_uint_ne(node->flags & NODE_READ_ONLY, 0);
+    close_node(node);
+    /* It would stay so for who comes next. */
+    on = 0;
+    ck_assert_int_eq(ioctl(device, BLKROSET, &on), 0);
+    close(take_fd(&device));
+    device_detach();
+}
+
 BOTH_RINGS(resizing)
 BOTH_RINGS(refusals)
 BOTH_RINGS(locks)
@@ -320,11 +349,12 @@ BOTH_RINGS(raw_windows)
 BOTH_RINGS(raw_follows)
 BOTH_RINGS(null_disks)
 BOTH_RINGS(devices)
+BOTH_RINGS(read_only_devices)
 
 int main(void)
 {
-    const TTest *const all[] = {test_resizing,    test_refusals,   test_locks,  test_raw_windows,
-                                test_raw_follows, test_null_disks, test_devices};
+    const TTest *const all[] = {test_resizing,    test_refusals,   test_locks,   test_raw_windows,
+                                test_raw_follows, test_null_disks, test_devices, test_read_only_devices};
 
     return run_tests("drivers", all, array_size(all));
 }
