@@ -291,11 +291,21 @@ class Quorum(Graph):
             self.assertEqual(self.call("query-sources")[0]["nodes"], stack)
             self.assertEqual(self.children(), {f"children.{i}": f"o{i}" for i in range(3)})
             load.wait_for(50)
+            files, names = [f"p{i}.qcow2" for i in range(3)], ["p0", "p1", "p2"]
+            sync = {"command": "blockdev-snapshot-sync", "device": "disk", "snapshot_node_names": names}
+            self.refused("needs 3 files, but 1 are given", **sync, snapshot_file="p")
+            self.refused("needs 3 node names, but 2 are given", **dict(sync, snapshot_node_names=names[:2]),
+                         snapshot_files=files)
+            self.refused("Either 'snapshot-file' or 'snapshot-files'", **sync, snapshot_files=files, snapshot_file="p")
+            self.call(sync.pop("command"), **sync, snapshot_files=files)
+            self.assertEqual(self.children(), {f"children.{i}": f"p{i}" for i in range(3)})
+            load.wait_for(50)
         self.finish()
         for number in range(3):
             subprocess.run(["qemu-img", "rebase", "-u", "-b", f"c{number}.qcow2", "-F", "qcow2", f"o{number}.qcow2"],
                            cwd=self.folder, check=True, timeout=programs.PATIENCE)
-        self.check(*(f"{kind}{number}.qcow2" for kind in "co" for number in range(3)))
+        self.check(*(f"{kind}{number}.qcow2" for kind in "cop" for number in range(3)))
+        self.same("p0.qcow2", "p1.qcow2", "p2.qcow2")
         self.same("o0.qcow2", "o1.qcow2", "o2.qcow2")
         self.same("c0.qcow2", "c1.qcow2", "c2.qcow2")
 
@@ -313,6 +323,9 @@ class Quorum(Graph):
                     "data": {"node-name": f"c{i}", "snapshot-file": name, "snapshot-node-name": f"n{i}"}}
                    for i, name in enumerate(("n0", "n1", "full/n2"))]
         self.refused(text, "transaction", actions=actions)
+        self.refused(text, "blockdev-snapshot-sync", device="disk", snapshot_files=["n0", "n1", "full/n2"],
+                     snapshot_node_names=["n0", "n1", "n2"])
+        self.assertFalse(os.path.exists(self.path("n0")) or os.path.exists(self.path("n1")))
         if text.startswith("No space"):
             self.assertEqual(os.listdir(self.path("full")), [])
 
