@@ -6,8 +6,8 @@
  * works with them counts on it.
  *
  * A slice that is being read in is `loading`: it belongs to whoever reads it,
- * who does so without the lock, and is neither found by questions nor taken by
- * the hand.
+ * who does so without the lock, and is neither found by questions, since its
+ * version is odd, nor taken by the hand.
  */
 #include <stdlib.h>
 
@@ -65,14 +65,14 @@ void slot_begin(struct slot *slot)
 {
     uint64_t version = atomic_load_explicit(&slot->version, memory_order_relaxed);
 
-    atomic_store_explicit(&slot->version, version + 1, memory_order_relaxed);
+    atomic_store_explicit(&slot->version, version | 1, memory_order_relaxed);
 }
 
 void slot_end(struct slot *slot)
 {
     uint64_t version = atomic_load_explicit(&slot->version, memory_order_relaxed);
 
-    atomic_store_explicit(&slot->version, version + 1, memory_order_release);
+    atomic_store_explicit(&slot->version, (version | 1) + 1, memory_order_release);
 }
 
 static void cache_forget(struct cache *cache, struct slot *slot)
@@ -100,7 +100,8 @@ static void cache_enter(struct cache *cache, struct slot *slot, uint64_t key)
 
     slot_begin(slot);
     atomic_store_explicit(&slot->key, key, memory_order_release);
-    slot_end(slot);
+    if (!slot->loading)
+        slot_end(slot);
     slot->hash_next = *bucket;
     *bucket = (uint32_t)(slot - cache->slots) + 1;
 }
@@ -175,7 +176,7 @@ static int cache_take(struct qcow2 *q, struct cache *cache, struct slot **ret)
     /* The one behind it is probably empty too. */
     if (slot)
         cache_advance(cache);
-    else if (cache->dirty <= cache->count / 4 * 3)
+    else if (cache->stuck || cache->dirty <= cache->count / 4 * 3)
         slot = cache_sweep(cache);
     *ret = slot;
     return slot ? 0 : -EBUSY;
@@ -206,8 +207,8 @@ static int cache_pass_time(struct qcow2 *q, const struct cache *cache, uint64_t 
 static int cache_load(struct qcow2 *q, struct cache *cache, uint64_t key, struct slot *slot, unsigned char *buf)
 {
     atomic_fetch_add(&cache->misses, 1);
-    cache_enter(cache, slot, key);
     slot->loading = true;
+    cache_enter(cache, slot, key);
     tables_unlock(q);
     image_step(q, cache == &q->l2 ? FORMAT_L2_LOAD : FORMAT_REFBLOCK_LOAD);
     int result = q->io->read(q->world, FORMAT_FILE_IMAGE, key, buf, cache->slice_size);
@@ -225,7 +226,7 @@ int cache_get_waiting(struct qcow2 *q, struct cache *cache, uint64_t key, struct
 {
     unsigned char buf[QCOW2_SLICE_MAX] __attribute__((aligned(QCOW2_SLICE_MAX)));
 
-    for (;;) {
+    for (bool tried = false;;) {
         struct slot *slot = cache_find(cache, key);
         int result = 0;
 
@@ -237,12 +238,14 @@ int cache_get_waiting(struct qcow2 *q, struct cache *cache, uint64_t key, struct
         *waited = true;
         if (slot || (cache_take(q, cache, &slot) < 0 && !cache->dirty))
             result = cache_pass_time(q, cache, key, buf);
-        else if (!slot)
-            result = tables_write_back_waiting(q, false);
-        else
+        else if (slot)
             result = cache_load(q, cache, key, slot, buf);
-        if (result < 0)
+        else
+            result = tables_write_back_waiting(q, false);
+        /* Perhaps a clean one is left. */
+        if (result < 0 && (slot || tried))
             return result;
+        tried |= result < 0;
     }
 }
 

@@ -184,6 +184,7 @@ int tables_write_back(struct qcow2 *q, bool durable)
         result = cache_write_back(q, &q->refcounts);
     if (result == 0)
         result = tables_write_in_order(q, durable, &freed);
+    q->l2.stuck = result < 0;
     if (result < 0 || !durable)
         return result;
     freed_durable(q, freed);

@@ -89,6 +89,7 @@ struct cache {
     uint32_t count, ready; /* slots at most; slots with memory */
     uint32_t hash_mask, hand;
     uint32_t slice_size;
+    bool stuck; /* dirty slices could not be written: what is clean serves those who read */
     _Atomic uint64_t dirty, misses, evictions;
 };
 

@@ -294,6 +294,12 @@ static int l2_table_make(struct qcow2 *q, uint32_t index, uint64_t old)
     return 0;
 }
 
+/* Else one slot is left for those who read while dirty ones cannot be written. */
+static bool l2_cache_holds_all(const struct qcow2 *q)
+{
+    return (uint64_t)q->l2.count << (q->geometry.slice_bits + q->geometry.cluster_bits) >= q->size;
+}
+
 int l2_get_writable(struct qcow2 *q, uint64_t offset, struct l2_place *ret)
 {
     uint64_t index = offset >> (q->geometry.cluster_bits + q->geometry.l2_bits);
@@ -320,8 +326,13 @@ int l2_get_writable(struct qcow2 *q, uint64_t offset, struct l2_place *ret)
             return result;
         if (q->corrupted)
             return -EIO;
-        if (q->l1->entries[index].offset == table && ret->slot)
+        if (q->l1->entries[index].offset != table || !ret->slot)
+            continue;
+        if (ret->slot->dirty || q->l2.dirty + 1 < q->l2.count || l2_cache_holds_all(q))
             return 0;
+        result = tables_write_back_waiting(q, false);
+        if (result < 0)
+            return result;
     }
 }
 
