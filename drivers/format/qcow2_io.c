@@ -8,6 +8,8 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdalign.h>
+#include <stddef.h>
 #include <sys/mman.h>
 
 #include "core/coroutine.h"
@@ -152,18 +154,23 @@ static uint64_t io_size(void *world, enum format_file file)
     return atomic_load(&disk->files[file]->child->size);
 }
 
-/* Memory: zeroed without touching it, since tables of large disks are rarely used whole; aligned for O_DIRECT. */
+/*
+ * Memory: zeroed without touching it, since tables of large disks are rarely used whole; aligned for O_DIRECT, but for
+ * what is too small to be worth it: an engine may have a million such pieces.
+ */
 
 static void *io_alloc(void *world, size_t size)
 {
+    size_t align = size < BUFFER_ALIGN ? alignof(max_align_t) : BUFFER_ALIGN;
+
     (void)world;
-    if (size > SIZE_MAX - BUFFER_ALIGN - sizeof(void *))
+    if (size > SIZE_MAX - align - sizeof(void *))
         return NULL;
-    void *whole = calloc(1, size + BUFFER_ALIGN + sizeof(void *));
+    void *whole = calloc(1, size + align + sizeof(void *));
 
     if (!whole)
         return NULL;
-    uintptr_t start = ((uintptr_t)whole + sizeof(void *) + BUFFER_ALIGN - 1) & ~(uintptr_t)(BUFFER_ALIGN - 1);
+    uintptr_t start = ((uintptr_t)whole + sizeof(void *) + align - 1) & ~(uintptr_t)(align - 1);
     void **memory = (void **)start; /* NOLINT(performance-no-int-to-ptr) */
 
     memory[-1] = whole;

@@ -100,6 +100,44 @@ class Hostile(_Qcow2):
         self.assertLess(self.memory() - before, MOST_MEMORY)
         self.stop_quietly()
 
+    def test_snapshots_of_great_size(self):
+        """A table of snapshots whose entries have gigabytes of extra data, in a file that is a hole."""
+        self.create("disk", "cluster_size=512", size=MIB)
+        with open(self.path("disk"), "r+b") as image:
+            at = table = os.fstat(image.fileno()).st_size + 511 & ~511
+            for _ in range(4):
+                image.seek(at)
+                image.write(struct.pack(">QIHHIIQII", 0, 0, 0, 0, 0, 0, 0, 0, 0xffffffff))
+                at += 40 + 0xffffffff
+            image.truncate(at + 512)
+            image.seek(60)
+            image.write(struct.pack(">IQ", 4, table))
+        self.daemon = self.serve()
+        before = self.memory()
+        for read_only in ("true", "false"):
+            self.assert_fails(self.cairnctl("blockdev-add", "driver=qcow2", "node-name=disk", f"read-only:={read_only}",
+                                            "file.driver=file", "file.filename=" + self.path("disk")), "napshot table")
+        self.assertLess(self.memory() - before, MOST_MEMORY // 4)
+        self.stop_quietly()
+
+    def test_many_tables(self):
+        """Each table of a disk is looked at: what is kept of them is little beside the cache."""
+        self.create("disk", "cluster_size=512", size=1024 * MIB)
+        with open(self.path("disk"), "r+b") as image:
+            end = os.fstat(image.fileno()).st_size + 511 & ~511
+            image.seek(36)
+            count, l1 = struct.unpack(">IQ", image.read(12))
+            image.seek(l1)
+            image.write(struct.pack(">Q", end) * count)
+            image.truncate(end + 512)
+        self.daemon = self.open_disk(options=",read-only=on,l2-cache-size=1M", export="writable=off")
+        before, at = self.memory(), 0
+        with self.client(structured=True, context=True) as client:
+            while at < 1024 * MIB:
+                at += sum(length for length, _ in client.do(STATUS, at, 1024 * MIB - at).extents)
+        self.assertLess(self.memory() - before, 32 * 1024)
+        self.stop_quietly()
+
     def test_window(self):
         """An image in a window of a file, whose table leads out of it: what lies there is neither read nor written."""
         self.create("disk", "cluster_size=4k", size=MIB)

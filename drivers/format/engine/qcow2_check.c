@@ -102,6 +102,8 @@ int snapshot_read(struct qcow2 *q, uint64_t *at, struct qcow2_snapshot *ret)
     *ret = (struct qcow2_snapshot){.l1_offset = check_load(fixed, 8),
                                    .l1_entries = (uint32_t)check_load(fixed + 8, 4),
                                    .extra_size = (uint32_t)check_load(fixed + 36, 4)};
+    if (ret->extra_size > QCOW2_SNAPSHOT_EXTRA_MAX)
+        return -EINVAL;
     *at = qcow2_align_up(*at + 40 + ret->extra_size + check_load(fixed + 12, 2) + check_load(fixed + 14, 2), 8);
     return 0;
 }

@@ -43,6 +43,8 @@
 #define QCOW2_L1_MAX (32u << 20)      /* bytes of an L1 table */
 #define QCOW2_REFTABLE_MAX (8u << 20) /* bytes of a refcount table */
 #define QCOW2_SNAPSHOTS_MAX 65536u
+#define QCOW2_SNAPSHOT_EXTRA_MAX 1024u         /* bytes of extra data of a snapshot */
+#define QCOW2_SNAPSHOT_TABLE_MAX (64u << 20) /* bytes of the table of snapshots */
 #define QCOW2_BITMAPS_MAX (64u << 20) /* bytes of the directory of bitmaps */
 #define QCOW2_SLICE_MAX 4096u
 
@@ -311,9 +313,10 @@ int overlap_add(struct qcow2 *q, enum qcow2_overlap kind, uint64_t offset, uint6
 void overlap_remove(struct qcow2 *q, enum qcow2_overlap kind, uint64_t offset, uint64_t length);
 /* Whether there is metadata of a kind that the settings have checked; `but`: kinds that may be there. */
 bool overlap_hits(const struct qcow2 *q, uint64_t offset, uint64_t length, uint32_t but);
-/* The entry at *at, which moves to the next; what it says is not checked. */
+/* The entry at *at, which moves to the next; of what it says only the sizes are checked: -EINVAL. */
 int snapshot_read(struct qcow2 *q, uint64_t *at, struct qcow2_snapshot *ret);
-/* The table of snapshots, their L1 tables, and perhaps the L2 tables of these. Needs q->alloc.file_size. */
+/* The table of snapshots, their L1 tables, and perhaps the L2 tables of these. Needs q->alloc.file_size. -EINVAL: the
+ * table is not sane. */
 int overlap_note_snapshots(struct qcow2 *q, bool inactive_l2);
 void overlap_destroy(struct qcow2 *q);
 /* The image is damaged: see FORMAT_CORRUPTED. Returns -EIO. */

@@ -150,8 +150,9 @@ static int open_all(struct qcow2 *q, char text[256])
     result = l1_read(q, text);
     if (result == 0)
         result = refcount_open(q, text);
-    if (result == 0 && metadata_note(q) < 0)
-        return text_fail(text, -ENOMEM, "Could not allocate memory for metadata checks");
+    if (result == 0 && (result = metadata_note(q)) < 0)
+        return result == -EINVAL ? text_fail(text, result, "Snapshot table too large, or an entry of it")
+                                 : text_fail(text, result, "Could not look for metadata: %s", strerror(-result));
     if (result == 0 && !settings->read_only)
         result = open_for_writing(q, text);
     return result;

@@ -148,6 +148,8 @@ int overlap_note_snapshots(struct qcow2 *q, bool inactive_l2)
         struct qcow2_snapshot snapshot;
         int result = snapshot_read(q, &at, &snapshot);
 
+        if (result == 0 && at - begin > QCOW2_SNAPSHOT_TABLE_MAX)
+            result = -EINVAL;
         if (result == 0)
             result = note_snapshot(q, &snapshot, inactive_l2);
         if (result < 0)
