@@ -144,7 +144,7 @@ sector = "8"
             self.assert_hit(event, (WRITE, offset, 512), (FLUSH, 0, 0))
         many = [(WRITE, offset, 65536) for offset in range(0, 2 * MIB, 65536)]
         self.assert_hit("refblock_alloc_write", *many[:16])
-        self.assert_hit("reftable_update", *many[16:])
+        self.assert_hit("reftable_update", *many[16:], (FLUSH, 0, 0))
         self.assert_hit("cluster_free", *3 * [(TRIM, 0, MIB), (FLUSH, 0, 0), (WRITE, MIB, 4096)])
         self.end(daemon)
         self.run_tool("qemu-img", "check", "image")

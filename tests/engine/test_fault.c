@@ -63,6 +63,8 @@ static unsigned work(struct guest *guest)
     failed += guest_write(guest, 2 * cluster, 3 * cluster) < 0;
     failed += guest_flush(guest) < 0;
     failed += guest_write(guest, 6 * cluster, SECTOR) < 0;
+    /* More than small refcount blocks count: there will be a second one. */
+    failed += guest_write(guest, 14 * cluster, 54 * cluster) < 0;
     failed += change_settings(guest, 1, true, true) < 0;
     failed += guest_zero(guest, 2 * cluster, cluster, true) < 0;
     failed += guest_discard(guest, 3 * cluster, cluster) < 0;

@@ -3,7 +3,8 @@
  *
  * Refcounts are written under the lock of the tables; then the dirty slices of
  * L2 tables are copied, the lock is let go of, and what follows stops nobody:
- * a flush, the copies, a flush.
+ * a flush, the names of new refcount blocks and a flush if there are any, the
+ * copies, a flush.
  */
 #include "drivers/format/engine/qcow2_internal.h"
 
@@ -47,6 +48,8 @@ struct image_tables {
         uint32_t number, count;
     } * sectors;
     uint32_t sector_count, sectors_done;
+    struct reftable_part reftable;
+    bool reftable_done;
     uint64_t freed; /* the number that follows what was freed by then */
 };
 
@@ -55,6 +58,7 @@ static void tables_release(struct qcow2 *q, struct image_tables *tables)
     q->io->release(q->world, tables->slots);
     q->io->release(q->world, tables->slices);
     q->io->release(q->world, tables->sectors);
+    q->io->release(q->world, tables->reftable.words);
 }
 
 static int tables_allocate(struct qcow2 *q, struct image_tables *tables)
@@ -66,7 +70,8 @@ static int tables_allocate(struct qcow2 *q, struct image_tables *tables)
     tables->slot_count = (uint32_t)q->l2.dirty;
     tables->slices = q->io->alloc(q->world, (size_t)tables->slot_count * q->l2.slice_size);
     tables->sectors = q->io->alloc(q->world, tables->sector_count * sizeof(*tables->sectors));
-    if (!tables->slices || !tables->sectors)
+    tables->reftable.words = q->io->alloc(q->world, q->alloc.unnamed.count * 8);
+    if (!tables->slices || !tables->sectors || !tables->reftable.words)
         return -ENOMEM;
     return cache_list_dirty(q, &q->l2, &tables->slots);
 }
@@ -96,6 +101,7 @@ static void tables_copy(struct qcow2 *q, struct image_tables *tables)
         q->l1_dirty[number] = 0;
         next++;
     }
+    reftable_take(q, &tables->reftable);
     tables->freed = freed_seal(q);
 }
 
@@ -109,6 +115,8 @@ static void tables_written(struct qcow2 *q, struct image_tables *tables)
     }
     for (uint32_t i = tables->sectors_done; i < tables->sector_count; i++)
         q->l1_dirty[tables->sectors[i].number] = 1;
+    if (tables->reftable.blocks.count && !tables->reftable_done)
+        reftable_set_dirty(q, tables->reftable.blocks);
 }
 
 /* Slices that lie side by side in the file go together. */
@@ -145,6 +153,21 @@ static int tables_write(struct qcow2 *q, struct image_tables *tables)
     return result;
 }
 
+/* New refcount blocks are durable; the table names them, before anything refers to the clusters that they count. */
+static int tables_write_reftable(struct qcow2 *q, struct image_tables *tables)
+{
+    if (!tables->reftable.blocks.count)
+        return 0;
+    tables_lock(q);
+    int result = reftable_write(q, &tables->reftable);
+
+    tables_unlock(q);
+    if (result == 0)
+        result = image_flush(q);
+    tables->reftable_done = result == 0;
+    return result;
+}
+
 static int tables_write_in_order(struct qcow2 *q, bool durable, uint64_t *freed)
 {
     struct image_tables tables = {0};
@@ -157,8 +180,10 @@ static int tables_write_in_order(struct qcow2 *q, bool durable, uint64_t *freed)
     tables_copy(q, &tables);
     *freed = tables.freed;
     tables_unlock(q);
-    if (tables.slot_count || tables.sector_count) {
+    if (tables.slot_count || tables.sector_count || tables.reftable.blocks.count) {
         result = files_flush(q);
+        if (result == 0)
+            result = tables_write_reftable(q, &tables);
         if (result == 0)
             result = tables_write(q, &tables);
     }
@@ -188,7 +213,7 @@ int tables_write_back(struct qcow2 *q, bool durable)
     if (result < 0 || !durable)
         return result;
     freed_durable(q, freed);
-    if (!q->l2.dirty && !l1_is_dirty(q) && q->freed.durable == q->freed.count)
+    if (!q->l2.dirty && !l1_is_dirty(q) && !reftable_is_dirty(q) && q->freed.durable == q->freed.count)
         atomic_store(&q->needs_flush, false);
     freed_reap(q);
     q->flush_ended = number;

@@ -134,6 +134,10 @@ struct cluster_set {
     size_t count, mask;
 };
 
+struct block_range { /* of refcount blocks, by number */
+    uint64_t first, count;
+};
+
 struct geometry {
     uint32_t cluster_bits, cluster_size, l2_bits, entry_size; /* bytes of an L2 entry: 8 or 16 */
     uint32_t slice_entries, slice_bits, slices;               /* entries in a slice; slices in a table */
@@ -158,6 +162,7 @@ struct qcow2 {
     struct refcount_state {
         uint64_t *table; /* CPU's byte order: offsets of blocks */
         uint64_t table_entries;
+        struct block_range unnamed; /* blocks that the table on disk may not name, and perhaps some that it does */
         uint64_t free_hint; /* no free cluster lies before it */
         uint64_t packed;    /* bytes: where the next compressed cluster may begin; a cluster's begin: nowhere */
         uint64_t virgin;    /* bytes: from here on the file was never written and reads as zeroes */
@@ -300,6 +305,18 @@ int refcount_block_make(struct qcow2 *q, uint64_t block);
 int refcount_block_make_at(struct qcow2 *q, uint64_t block, uint64_t offset);
 /* The table has an entry for the block; a larger one is made if it must. */
 int reftable_reach(struct qcow2 *q, uint64_t block);
+/* Entries of the table that are to be written after a flush: that makes the blocks which they name durable. */
+struct reftable_part {
+    struct block_range blocks;
+    uint64_t table_offset;
+    uint64_t *words; /* as on disk */
+};
+
+bool reftable_is_dirty(const struct qcow2 *q);
+void reftable_set_dirty(struct qcow2 *q, struct block_range blocks);
+/* All that is dirty, which it is no longer, into part->words: room for q->alloc.unnamed. */
+void reftable_take(struct qcow2 *q, struct reftable_part *part);
+int reftable_write(struct qcow2 *q, const struct reftable_part *part); /* no flush */
 
 /* qcow2_freed.c: under the lock. */
 int freed_add(struct qcow2 *q, uint64_t offset, uint64_t length, bool discard);

@@ -1,8 +1,12 @@
 /*
  * The refcount table: reading it, the blocks that it lacks, and a larger one
- * when it is full. Here nothing is merged or delayed: a block is durable before
- * the table names it, and a table before the header does, so that no crash
- * finds a published one without content or without refcounts of its own.
+ * when it is full. A block is durable before the table names it, and a table
+ * before the header does, so that no crash finds a published one without
+ * content or without refcounts of its own. A new block is named when tables
+ * are written back, which is early enough: before that nothing on disk refers
+ * to the clusters that it counts. (To flush for it at once would stop all
+ * allocations until everything in the page cache is on disk.) A larger table
+ * is rare, and written at once, with all names.
  */
 #include "drivers/format/engine/qcow2_internal.h"
 
@@ -44,13 +48,44 @@ int refcount_open(struct qcow2 *q, char text[256])
     return 0;
 }
 
-/* Writes one entry of the table. */
-static int reftable_write(struct qcow2 *q, uint64_t block, uint64_t offset)
+bool reftable_is_dirty(const struct qcow2 *q)
 {
-    uint64_t entry = htobe64(offset);
+    return q->alloc.unnamed.count != 0;
+}
 
+void reftable_set_dirty(struct qcow2 *q, struct block_range blocks)
+{
+    struct block_range *unnamed = &q->alloc.unnamed;
+    uint64_t end = blocks.first + blocks.count;
+
+    if (unnamed->count) {
+        blocks.first = qcow2_min(blocks.first, unnamed->first);
+        end = end > unnamed->first + unnamed->count ? end : unnamed->first + unnamed->count;
+    }
+    *unnamed = (struct block_range){blocks.first, end - blocks.first};
+    atomic_store(&q->needs_flush, true);
+}
+
+void reftable_take(struct qcow2 *q, struct reftable_part *part)
+{
+    const struct refcount_state *alloc = &q->alloc;
+
+    part->blocks = alloc->unnamed;
+    part->table_offset = q->header.reftable_offset;
+    for (uint64_t i = 0; i < part->blocks.count; i++)
+        part->words[i] = htobe64(alloc->table[part->blocks.first + i]);
+    q->alloc.unnamed = (struct block_range){0};
+}
+
+int reftable_write(struct qcow2 *q, const struct reftable_part *part)
+{
+    /* A larger table has been made meanwhile, and has all names. */
+    if (q->header.reftable_offset != part->table_offset)
+        return 0;
+    if (q->corrupted)
+        return -EIO;
     image_step(q, FORMAT_REFTABLE_UPDATE);
-    return image_write(q, q->header.reftable_offset + 8 * block, &entry, sizeof(entry));
+    return image_write(q, part->table_offset + 8 * part->blocks.first, part->words, part->blocks.count * 8);
 }
 
 /* A block with refcount 1 for its first `ones` clusters. */
@@ -174,27 +209,25 @@ static int reftable_grow(struct qcow2 *q, uint64_t block)
     q->io->release(q->world, q->alloc.table);
     q->alloc.table = table;
     q->alloc.table_entries = entries;
+    q->alloc.unnamed = (struct block_range){0};
     overlap_remove(q, QCOW2_OVERLAP_REFCOUNT_TABLE, old_offset, old_entries * 8);
     refcount_add(q, old_offset >> q->geometry.cluster_bits, old_entries * 8 / bytes, -1);
     return 0;
 }
 
-/* Publishes a block at offset, whose first `ones` clusters are in use. */
-static int block_publish(struct qcow2 *q, uint64_t block, uint64_t offset, uint64_t ones)
+/* A block at offset, whose first `ones` clusters are in use. */
+static int block_add(struct qcow2 *q, uint64_t block, uint64_t offset, uint64_t ones)
 {
     int result = overlap_add(q, QCOW2_OVERLAP_REFCOUNT_BLOCK, offset, q->geometry.cluster_size);
 
     if (result == 0)
         result = block_write(q, offset, ones);
-    if (result == 0)
-        result = image_flush(q);
-    if (result == 0)
-        result = reftable_write(q, block, offset);
     if (result < 0) {
         overlap_remove(q, QCOW2_OVERLAP_REFCOUNT_BLOCK, offset, q->geometry.cluster_size);
         return result;
     }
     q->alloc.table[block] = offset;
+    reftable_set_dirty(q, (struct block_range){block, 1});
     return 0;
 }
 
@@ -217,10 +250,10 @@ int refcount_block_make(struct qcow2 *q, uint64_t block)
         return corrupt(q, offset, q->geometry.cluster_size, "Preventing invalid allocation of refcount block at 0x%llx",
                        (unsigned long long)offset);
     result = reftable_file_grow(q, offset + q->geometry.cluster_size);
-    return result < 0 ? result : block_publish(q, block, offset, 1);
+    return result < 0 ? result : block_add(q, block, offset, 1);
 }
 
 int refcount_block_make_at(struct qcow2 *q, uint64_t block, uint64_t offset)
 {
-    return block_publish(q, block, offset, 0);
+    return block_add(q, block, offset, 0);
 }
