@@ -105,10 +105,20 @@ static unsigned object_count_named(const char *name, struct object **ret)
     return count;
 }
 
+/* Those that are always there, also with nothing in them. */
+static void object_show_containers(void)
+{
+    static const char *const names[] = {"nodes", "sources", "exports", "objects"};
+
+    for (unsigned i = 0; i < array_size(names); i++)
+        object_container(names[i]);
+}
+
 struct object *object_resolve(const char *path, struct error *err)
 {
     struct object *object = NULL;
 
+    object_show_containers();
     if (path[0] == '/') {
         object = object_walk(path);
         return object ? object : object_not_found(path, err);

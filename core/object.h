@@ -1,7 +1,8 @@
 /*
  * The object tree: everything that the daemon has, as sysfs shows a kernel:
- * /nodes, /sources, /exports, /iothreads, /jobs. Properties are tables, so
- * that qom-list, qom-get, qom-set, cairnctl and metrics read the same rows.
+ * /nodes, /sources, /exports, /objects (iothreads and throttle groups).
+ * Properties are tables, so that qom-list, qom-get, qom-set, cairnctl and
+ * metrics read the same rows.
  * Main loop only.
  */
 #ifndef CORE_OBJECT_H

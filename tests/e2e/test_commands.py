@@ -131,6 +131,8 @@ class Commands(programs.Program):
 
     def object_steps(self):
         call = self.session.call
+        for path in ("/nodes", "/sources", "/exports", "/objects"):
+            self.assertEqual([row["name"] for row in call("qom-list", path=path)], ["type"])
         call("object-add", qom_type="iothread", id="t0")
         call("object-add", qom_type="iothread", id="t1", poll_max_ns=1000, poll_grow=2, poll_shrink=2)
         self.assertEqual([thread["id"] for thread in call("query-iothreads")], ["t0", "t1"])

@@ -78,8 +78,14 @@ class Graph(programs.Program):
                                  ",".join(e["shared-perm"])) for e in graph["edges"] if e["parent"] in parents})
         drawn = self.cairnctl("graph").stdout
         self.assertTrue(drawn.startswith("digraph cairn {") and drawn.endswith("}\n"), drawn)
+        # An export that holds a source is drawn above it.
+        sources = {node["name"]: node["id"] for node in graph["nodes"] if node["type"] == "source"}
+        holds = {node["id"]: sources[node["source"]] for node in graph["nodes"] if "source" in node}
         for edge in graph["edges"]:
-            self.assertIn(f'n{edge["parent"]} -> n{edge["child"]} [label=" {edge["name"]} ', drawn)
+            child = holds.get(edge["parent"], edge["child"])
+            self.assertIn(f'n{edge["parent"]} -> n{child} [label=< {edge["name"]} ', drawn)
+        for node in graph["nodes"]:
+            self.assertIn(f"tooltip=<{node['name']}>", drawn)
         clients = [row["name"] for row in self.call("qom-list", path="/exports/disk") if "nbd-client" in row["type"]]
         self.assertEqual(len(clients), self.call("qom-get", path="/exports/disk", property="clients"))
         self.assertIn(self.call("qom-get", path=f"/exports/disk/{clients[0]}", property="iothread"), ("t0", "t1"))
