@@ -33,7 +33,7 @@ static void consumer_edge_resized(struct edge *edge, uint64_t size)
 }
 
 const struct edge_parent_ops edge_parent_consumer = {
-    .kind = "block device",
+    .kind = "export",
     .name = consumer_edge_name,
     .resized = consumer_edge_resized,
 };

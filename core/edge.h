@@ -23,7 +23,7 @@ struct node;
 enum edge_role { ROLE_DATA = 1, ROLE_METADATA = 2, ROLE_FILTERED = 4, ROLE_BACKING = 8, ROLE_PRIMARY = 16 };
 
 struct edge_parent_ops {
-    const char *kind;                                                   /* "node", "source", "block device" ... */
+    const char *kind;                                                   /* "node", "source", "export" */
     /* For messages and graph queries: the parent's own name. */
     const char *(*name)(const struct edge *edge);
     /* What the edge takes and shares in the next graph; NULL = edge->want as it is. */

@@ -127,7 +127,6 @@ static struct json_object *graph_query(bool plain)
     struct consumer *consumer;
     struct source *source;
     struct node *node;
-    struct edge *edge;
 
     struct graph_query query = {
         .nodes = json_add_array(graph, "nodes"), .edges = json_add_array(graph, "edges"), .plain = plain};
@@ -138,9 +137,13 @@ static struct json_object *graph_query(bool plain)
         graph_add_object(&query, source, "block-source", "source", source->id);
     list_for_each(node, &node_registry, in_registry)
         graph_add_node(&query, node);
+    list_for_each(consumer, &consumer_registry, in_registry)
+        graph_add_edge(&query, &consumer->edge);
+    list_for_each(source, &source_registry, in_registry)
+        graph_add_edge(&query, &source->top);
     list_for_each(node, &node_registry, in_registry)
-        list_for_each(edge, &node->parents, in_child)
-            graph_add_edge(&query, edge);
+        for (unsigned i = 0; i < node->child_count; i++)
+            graph_add_edge(&query, node->children[i]);
     free(query.objects);
     return graph;
 }

@@ -28,7 +28,7 @@ struct path {
 struct parse {
     const char *prefix;
     unsigned mode, depth;
-    unsigned open;              /* at this depth a filtered child may be missing; 0: nowhere */
+    unsigned open;              /* at this depth children may be missing; 0: nowhere */
     struct error *err;
 };
 
@@ -376,8 +376,7 @@ static int parse_fields(struct parse *parse, const struct option_type *type, str
                 return result;
             if (field->has_offset)
                 *(bool *)((char *)options + field->has_offset) = true;
-        } else if (field->flags & OPTION_REQUIRED &&
-                   !(field->child_role & ROLE_FILTERED && parse->open == parse->depth)) {
+        } else if (field->flags & OPTION_REQUIRED && !(field->child_role && parse->open == parse->depth)) {
             return parse_fault(parse, &here, "is missing");
         } else {
             parse_default(field, slot);

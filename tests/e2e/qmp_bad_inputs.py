@@ -173,7 +173,7 @@ TABLE = (
         ('{}', "Parameter 'node-name' is missing"),
         ('{"node-name": 1}', "Invalid parameter type for 'node-name', expected: string"),
         ('{"node-name": "nope"}', "Failed to find node with node-name='nope'"),
-        ('{"node-name": "disk"}', "Node disk is in use: by block device 'e' as 'root'"),
+        ('{"node-name": "disk"}', "Node disk is in use: by export 'e' as 'root'"),
         ('{"node-name": ""}', "Failed to find node with node-name=''"),
         ('{"id": "disk"}', "Parameter 'node-name' is missing"),
         ('{"node-name": "disk", "force": true}', "Parameter 'force' is unexpected"),

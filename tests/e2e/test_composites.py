@@ -109,6 +109,8 @@ class Quorum(Filters):
         self.assertEqual(client.do(READ, 0, 512).data, b"\1" * 512)
         self.change(**quorum, children=["b", "a"])
         self.assertEqual(client.do(READ, 0, 512).data, b"\2" * 512)
+        edges = self.ask("query-block-graph")["edges"]
+        self.assertEqual([edge["name"] for edge in edges if "children" in edge["name"]], ["children.0", "children.1"])
         self.change(**quorum, children=[None, "a"])
         self.assertEqual(client.do(READ, 0, 512).data, b"\1" * 512)
         failed = self.cairnctl("blockdev-reopen", json.dumps({"options": [

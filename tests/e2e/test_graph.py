@@ -491,6 +491,7 @@ class Refusals(Graph):
             self.refused("has fewer than 2 filters", **push, filter={"driver": "delay"}, position=2)
             self.refused("Duplicate nodes", **push, filter={"driver": "delay", "node-name": "top"})
             self.refused("would form a loop", **push, node="top")
+            self.refused("Driver 'raw' is no filter", **push, filter={"driver": "raw"})
             self.refused("What a filter is put over", **push, filter={"driver": "delay", "file": "a"})
             self.refused("Either 'source' or 'parent'", "source-push", parent="a", filter={"driver": "delay"})
             self.refused("Node 'a' has no child 'backing'", "source-push", parent="a", child="backing",
