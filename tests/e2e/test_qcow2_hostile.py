@@ -6,6 +6,7 @@ import os
 import random
 import struct
 import sys
+import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -118,6 +119,34 @@ class Hostile(_Qcow2):
             self.assert_fails(self.cairnctl("blockdev-add", "driver=qcow2", "node-name=disk", f"read-only:={read_only}",
                                             "file.driver=file", "file.filename=" + self.path("disk")), "napshot table")
         self.assertLess(self.memory() - before, MOST_MEMORY // 4)
+        self.stop_quietly()
+
+    def test_holes(self):
+        """What is looked at when an image is opened does not depend on how long its file is, or what is named again and
+        again: a dirty image in a hole of many terabytes, and snapshots that have one L1 table, but a large one."""
+        self.create("dirty", "cluster_size=4k,lazy_refcounts=on", size=MIB)
+        with open(self.path("dirty"), "r+b") as image:
+            image.seek(72)
+            image.write(struct.pack(">Q", 1))
+            image.truncate(16 * 10 ** 12)
+        self.create("many", "cluster_size=512", size=MIB)
+        with open(self.path("many"), "r+b") as image:
+            table = os.fstat(image.fileno()).st_size + 511 & ~511
+            l1 = table + 65536 * 40
+            image.seek(table)
+            image.write(struct.pack(">QIHHIIQII", l1, 4 * MIB, 0, 0, 0, 0, 0, 0, 0) * 65536)
+            image.truncate(l1 + 32 * MIB)
+            image.seek(60)
+            image.write(struct.pack(">IQ", 65536, table))
+        self.daemon = self.serve()
+        for name in ("dirty", "many"):
+            begun = time.monotonic()
+            self.ask("blockdev-add", "driver=qcow2", f"node-name={name}", "file.driver=file",
+                     "file.filename=" + self.path(name))
+            self.assertLess(time.monotonic() - begun, 20)
+            self.ask("blockdev-del", f"node-name={name}")
+        os.truncate(self.path("dirty"), MIB)
+        self.check("dirty")
         self.stop_quietly()
 
     def test_many_tables(self):

@@ -11,8 +11,8 @@
 struct check {
     struct qcow2 *q;
     uint32_t *counts; /* [cluster] references */
-    uint64_t clusters;
-    unsigned char *buf; /* a cluster */
+    uint64_t clusters, used; /* of the file; none from here on has a reference */
+    unsigned char *buf;      /* a cluster */
     struct qcow2_check_result *result;
 };
 
@@ -26,8 +26,11 @@ static void check_add(struct check *check, uint64_t offset, uint64_t length)
         check->result->corruptions++;
         return;
     }
-    for (uint64_t cluster = offset >> bits; cluster <= (offset + length - 1) >> bits; cluster++)
+    uint64_t end = ((offset + length - 1) >> bits) + 1;
+
+    for (uint64_t cluster = offset >> bits; cluster < end; cluster++)
         check->counts[cluster]++;
+    check->used = end > check->used ? end : check->used;
 }
 
 static int check_l2(struct check *check, uint64_t offset)
@@ -139,12 +142,29 @@ static int check_references(struct check *check)
     check_add(check, 0, q->geometry.cluster_size);
     check_add(check, q->header.reftable_offset, q->alloc.table_entries * 8);
     for (uint64_t i = 0; i < q->alloc.table_entries; i++) {
-        if (q->alloc.table[i])
-            check_add(check, q->alloc.table[i], q->geometry.cluster_size);
+        uint64_t cluster = q->alloc.table[i] >> q->geometry.cluster_bits;
+
+        if (!q->alloc.table[i])
+            continue;
+        check_add(check, q->alloc.table[i], q->geometry.cluster_size);
+        check->result->corruptions += cluster < check->clusters && check->counts[cluster] > 1;
     }
     int result = check_l1(check, q->header.l1_offset, q->header.l1_entries);
 
     return result < 0 ? result : check_snapshots(check);
+}
+
+/* The next from cluster on that has a reference or a refcount; files may be holes of many terabytes. */
+static uint64_t check_next(const struct check *check, uint64_t cluster)
+{
+    const struct qcow2 *q = check->q;
+    uint64_t block = cluster >> q->geometry.refcount_bits;
+
+    if (cluster < check->used || (block < q->alloc.table_entries && q->alloc.table[block]))
+        return cluster;
+    while (block < q->alloc.table_entries && !q->alloc.table[block])
+        block++;
+    return block < q->alloc.table_entries ? block << q->geometry.refcount_bits : check->clusters;
 }
 
 enum check_pass { CHECK_COUNT, CHECK_RAISE, CHECK_LOWER };
@@ -152,9 +172,10 @@ enum check_pass { CHECK_COUNT, CHECK_RAISE, CHECK_LOWER };
 static int check_compare(struct check *check, enum check_pass pass)
 {
     struct qcow2 *q = check->q;
+    uint64_t cluster = 0;
     int result = 0;
 
-    for (uint64_t cluster = 0; result == 0 && cluster < check->clusters; cluster++) {
+    for (; result == 0 && (cluster = check_next(check, cluster)) < check->clusters; cluster++) {
         uint64_t count, wanted = check->counts[cluster];
 
         result = refcount_get(q, cluster, &count);
@@ -176,14 +197,14 @@ static int check_repair(struct check *check)
     int result;
 
     /* A block that is made lies at the begin of its region: where that is in use there is no way to repair. */
-    for (uint64_t block = 0; block << q->geometry.refcount_bits < check->clusters; block++) {
+    for (uint64_t block = 0; block << q->geometry.refcount_bits < check->used; block++) {
         uint64_t first = block << q->geometry.refcount_bits;
 
         if ((block >= q->alloc.table_entries || !q->alloc.table[block]) && check->counts[first])
             return -EIO;
         if (block < q->alloc.table_entries && q->alloc.table[block])
             continue;
-        for (uint64_t i = first; i < check->clusters && i < first + (UINT64_C(1) << q->geometry.refcount_bits); i++) {
+        for (uint64_t i = first; i < check->used && i < first + (UINT64_C(1) << q->geometry.refcount_bits); i++) {
             if (!check->counts[i])
                 continue;
             result = refcount_block_make(q, block);
@@ -230,7 +251,7 @@ int qcow2_check(struct qcow2 *q, bool repair, struct qcow2_check_result *ret)
         result = check_compare(&check, CHECK_COUNT);
     if (result == 0 && repair && damage == 0 && (ret->corruptions || ret->leaks))
         result = check_repair(&check);
-    for (uint64_t i = 0; result == 0 && i < check.clusters; i++) {
+    for (uint64_t i = 0; result == 0 && i < check.used; i++) {
         if (check.counts[i])
             ret->image_end = (i + 1) << q->geometry.cluster_bits;
     }

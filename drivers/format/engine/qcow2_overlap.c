@@ -10,6 +10,7 @@
 #include "drivers/format/engine/qcow2_internal.h"
 
 #define SET_MIN 64u
+#define NOTED_L1_MAX (UINT64_C(1) << 30)
 #define ITEM_BITS 48u
 #define ITEM_MASK ((UINT64_C(1) << ITEM_BITS) - 1)
 
@@ -126,15 +127,17 @@ static int note_inactive_l2(struct qcow2 *q, uint64_t offset, uint64_t entries)
     return result;
 }
 
-static int note_snapshot(struct qcow2 *q, const struct qcow2_snapshot *snapshot, bool inactive_l2)
+/* *left: bytes of L1 tables that are still noted. More than that no image has unless it names one again and again. */
+static int note_snapshot(struct qcow2 *q, const struct qcow2_snapshot *snapshot, bool inactive_l2, uint64_t *left)
 {
     uint64_t offset = snapshot->l1_offset, bytes = (uint64_t)snapshot->l1_entries * 8;
     uint64_t file_size = q->alloc.file_size;
 
     /* What is not a table is for the check to find, and for who reads the snapshot. */
     if (offset & (q->geometry.cluster_size - 1) || bytes > QCOW2_L1_MAX || offset > file_size ||
-        bytes > file_size - offset || !bytes)
+        bytes > file_size - offset || !bytes || bytes > *left)
         return 0;
+    *left -= bytes;
     int result = overlap_add(q, QCOW2_OVERLAP_INACTIVE_L1, offset, bytes);
 
     return result < 0 || !inactive_l2 ? result : note_inactive_l2(q, offset, snapshot->l1_entries);
@@ -142,7 +145,7 @@ static int note_snapshot(struct qcow2 *q, const struct qcow2_snapshot *snapshot,
 
 int overlap_note_snapshots(struct qcow2 *q, bool inactive_l2)
 {
-    uint64_t begin = q->header.snapshots_offset, at = begin;
+    uint64_t begin = q->header.snapshots_offset, at = begin, left = NOTED_L1_MAX;
 
     for (uint32_t i = 0; i < q->header.snapshots && at < q->alloc.file_size; i++) {
         struct qcow2_snapshot snapshot;
@@ -151,7 +154,7 @@ int overlap_note_snapshots(struct qcow2 *q, bool inactive_l2)
         if (result == 0 && at - begin > QCOW2_SNAPSHOT_TABLE_MAX)
             result = -EINVAL;
         if (result == 0)
-            result = note_snapshot(q, &snapshot, inactive_l2);
+            result = note_snapshot(q, &snapshot, inactive_l2, &left);
         if (result < 0)
             return result;
     }
