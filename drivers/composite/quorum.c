@@ -516,6 +516,32 @@ static int quorum_reopen(struct node *node, struct node *next, struct change *ch
     return result < 0 ? result : REOPEN_AGAIN;
 }
 
+/* The edges of children that have missed something, with commas. */
+static int quorum_get_missed(const struct object *object, struct object_value *ret, struct error *err)
+{
+    const struct quorum *quorum = container_of(object, struct node, object)->state;
+    uint32_t missed = atomic_load(&quorum->missed);
+    char *text = memory_string("");
+
+    (void)err;
+    for (unsigned i = 0; i < quorum->count; i++) {
+        char *more =
+            missed & 1u << i ? memory_format("%s%s%s", text, *text ? "," : "", quorum->children[i]->name) : NULL;
+
+        if (more) {
+            free(text);
+            text = more;
+        }
+    }
+    *ret = (struct object_value){.kind = OBJECT_STRING, .string = text};
+    return 0;
+}
+
+static const struct object_property quorum_properties[] = {
+    {"missed", "string", quorum_get_missed, NULL},
+    {NULL, NULL, NULL, NULL},
+};
+
 const struct driver quorum_driver = {
     .name = "quorum",
     .kind = DRIVER_COMPOSITE,
@@ -534,4 +560,5 @@ const struct driver quorum_driver = {
     .map = quorum_map,
     .slow = quorum_slow,
     .after = quorum_after,
+    .properties = quorum_properties,
 };

@@ -119,6 +119,35 @@ class Quorum(Filters):
         self.assertEqual(client.do(READ, 0, 512).data, b"\1" * 512)
         self.end(daemon)
 
+    def test_one_that_is_behind(self):
+        """What a child has missed is not read from it, nor through what comes over it, until it is exchanged."""
+        for name in ("a", "b"):
+            self.file(name, MIB, 1)
+        quorum = {"driver": "quorum", "node-name": "disk", "vote-threshold": 1, "read-pattern": "fifo"}
+        once = [{"event": "none", "iotype": "write", "once": True}]
+        daemon = self.daemon({"driver": "blkdebug", "node-name": "a", "inject-error": once, "image": {
+            "driver": "file", "filename": "a"}}, {"driver": "file", "node-name": "b", "filename": "b"},
+            {**quorum, "children": ["a", "b"]})
+
+        def assert_missed(children, byte):
+            self.assertEqual(self.ask("qom-get", "path=/nodes/disk", "property=missed"), children)
+            self.assertEqual(client.do(READ, 0, 512).data, bytes([byte]) * 512)
+
+        client = self.client()
+        assert_missed("", 1)
+        self.assertEqual(client.do(WRITE, 0, data=b"\2" * 512).error, 0)
+        assert_missed("children.0", 2)
+        self.ask("source-push", "parent=disk", "child=children.0", "filter.driver=delay", "filter.node-name=f")
+        assert_missed("children.0", 2)
+        self.ask("blockdev-snapshot-sync", "device=disk", "snapshot-files.0=o0", "snapshot-files.1=o1",
+                 "snapshot-node-names.0=o0", "snapshot-node-names.1=o1")
+        assert_missed("children.0", 2)
+        self.ask("x-blockdev-change", '{"parent": "disk", "child": "children.0", "node": null}')
+        assert_missed("", 2)
+        self.ask("x-blockdev-change", '{"parent": "disk", "child": "children.0", "node": "o0"}')
+        assert_missed("", 1)
+        self.end(daemon)
+
     def test_snapshot_of_all(self):
         """One command, and each child has an overlay."""
         model = bytearray(SIZE)
