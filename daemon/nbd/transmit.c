@@ -24,10 +24,13 @@
 #define TRANSMIT_INLINE (64u * 1024)
 /* Larger payloads of refused requests are not worth reading away. */
 #define TRANSMIT_SKIP_MAX (256u << 20)
+/* Reads of one turn: more would push out of the CPU's caches what is to be sent at its end. */
+#define TRANSMIT_TURN (256u << 10)
 
 enum parse {
     PARSE_NEXT,         /* go on */
     PARSE_MORE,         /* needs more bytes */
+    PARSE_LATER,        /* takes no more in this turn */
     PARSE_BLOCKED,      /* takes nothing for now */
     PARSE_END,          /* the client has said goodbye */
     PARSE_BROKEN        /* no way to go on */
@@ -166,6 +169,7 @@ static int transmit_fill(struct nbd_slot *slot, const struct nbd_request *reques
     req->iov = NULL;
     req->iov_count = 0;
     if (req->op == REQ_READ) {
+        slot->connection->input.turn += request->length;
         result = nbd_slot_buffer(slot, request->length);
         slot->iov = (struct iovec){.iov_base = slot->buffer, .iov_len = request->length};
         req->iov = &slot->iov;
@@ -311,6 +315,8 @@ static enum parse transmit_request(struct nbd_connection *connection)
 
     if (there < header)
         return PARSE_MORE;
+    if (unlikely(input->turn >= TRANSMIT_TURN))
+        return PARSE_LATER;
     if (unlikely(!transmit_has_room(connection)))
         return PARSE_BLOCKED;
     if (unlikely(!transmit_decode(connection, input->chunk->data + input->chunk->start, &request)))
@@ -446,6 +452,8 @@ static ssize_t transmit_receive(struct nbd_connection *connection)
 bool nbd_transmit_poll(struct poller *poller)
 {
     struct nbd_connection *connection = container_of(poller, struct nbd_connection, poller);
+
+    connection->input.turn = 0;
     /* There may be bytes that came along with the negotiation, or while requests were held back. */
     enum parse parse = transmit_parse(connection);
 
