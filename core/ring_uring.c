@@ -31,6 +31,8 @@
 /* Larger cached writes are worth a kernel worker each. */
 #define URING_CACHED_MAX (64u << 10)
 #define URING_CACHED_IOVS 8u
+/* Of several reads that large from the page cache, one is copied here and the others by kernel workers meanwhile. */
+#define URING_COPY (128u << 10)
 
 /* Files that a ring can hold on to; their descriptors are below URING_FDS. */
 #define URING_FILES 128u
@@ -57,6 +59,7 @@ struct uring {
     struct event *ring_event, *wake_event;      /* only with an event base */
     struct ring_writer *writer;
     struct uring_files files;
+    unsigned copies;                            /* such reads since the last submission */
     /* Completions taken out of a full completion queue during a submission. */
     struct uring_result *stash;
     unsigned stash_count, stash_room;
@@ -105,6 +108,7 @@ static void uring_enable(struct uring *uring)
 static void uring_submit(struct uring *uring)
 {
     uring_enable(uring);
+    uring->copies = 0;
     int result = io_uring_submit(&uring->io);
 
     /* The kernel takes no more while completions wait: make room for it. */
@@ -203,6 +207,8 @@ static void uring_rw(struct ring *ring, struct ring_op *op, bool write, int fd, 
         io_uring_prep_readv(sqe, fd, iov, count, offset);
     }
     sqe->rw_flags = rw_flags;
+    if (cached && !write && iov_size(iov, count) >= URING_COPY && uring_of(ring)->copies++)
+        sqe->flags |= IOSQE_ASYNC;
     if (kept)
         uring_use_kept(uring_of(ring), sqe, fd);
     io_uring_sqe_set_data(sqe, op);
@@ -284,6 +290,7 @@ static unsigned uring_reap(struct ring *ring)
     struct uring *uring = uring_of(ring);
 
     uring_enable(uring);
+    uring->copies = 0;
     if (io_uring_sq_ready(&uring->io))
         io_uring_submit_and_get_events(&uring->io);
     else if (__atomic_load_n(uring->io.sq.kflags, __ATOMIC_RELAXED) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
@@ -297,6 +304,7 @@ static unsigned uring_wait(struct ring *ring, uint64_t timeout_ns)
     struct io_uring_cqe *cqe;
 
     uring_enable(uring);
+    uring->copies = 0;
     if (timeout_ns == UINT64_MAX) {
         io_uring_submit_and_wait(&uring->io, 1);
     } else {
@@ -414,7 +422,7 @@ static void uring_restrict(struct io_uring *io)
         restrictions[i].sqe_op = operations[i];
     }
     flags->opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
-    flags->sqe_flags = IOSQE_FIXED_FILE;
+    flags->sqe_flags = IOSQE_FIXED_FILE | IOSQE_ASYNC;
     files->opcode = IORING_RESTRICTION_REGISTER_OP;
     files->register_op = IORING_REGISTER_FILES_UPDATE;
     uring_register(io, IORING_REGISTER_RESTRICTIONS, restrictions, array_size(restrictions));

@@ -5,7 +5,7 @@ import os
 import subprocess
 
 import bench_common
-from bench_common import CAIRND, ROOT, Row, Server, make_file, run_rows
+from bench_common import CAIRND, ROOT, Row, Server, cold, make_file, run_rows, warm
 from bench_file import floor
 from bench_qcow2 import full
 
@@ -47,15 +47,18 @@ def null(threads=1):
     return lambda _folder: servers(lambda _name, _aio: "driver=null-co,node-name=d,size=1073741824", threads)
 
 
-def raw(direct, threads=1):
+def raw(direct, prepare, threads=1):
     return lambda folder: servers(
-        lambda name, aio: f"driver=file,node-name=d,filename={make_file(folder, name)},"
+        lambda name, aio: f"driver=file,node-name=d,filename={prepare(make_file(folder, name))},"
                           f"cache.direct={'on' if direct else 'off'}{aio}", threads)
 
 
-def qcow2(folder):
-    return servers(lambda name, aio: "driver=qcow2,node-name=d,file.driver=file,file.filename=" +
-                   full(bench_common, folder, name) + (",file.aio=io_uring" if aio else ""))
+READ, WRITTEN, DIRECT = raw(False, warm), raw(False, cold), raw(True, cold)    # as in bench_file.py
+
+
+def qcow2(prepare):
+    return lambda folder: servers(lambda name, aio: "driver=qcow2,node-name=d,file.driver=file,file.filename=" +
+                                  prepare(full(bench_common, folder, name)) + (",file.aio=io_uring" if aio else ""))
 
 
 def row(name, kind, load, iops_bar=0, cpu_bar=0, **more):
@@ -73,21 +76,21 @@ ROWS = [
     row("null QD128, polling", null(), "--depth 128 --poll", 1.8),
     row("null QD32 x 2, calls", null(2), "--depth 32 --queues 2", 2.0),
     row("null QD32 x 4, calls", null(4), "--depth 32 --queues 4", 2.0),
-    row("raw buffered 4k read QD1", raw(False), "--depth 1"),
-    row("raw buffered 4k read QD32", raw(False), "--depth 32", 1.5),
-    row("raw buffered 4k write QD32", raw(False), "--depth 32 --mix write", 1.5),
-    row("raw buffered 256k read QD8", raw(False), "--depth 8 --size 262144 --sequential", 1.0),
-    row("raw buffered 1M write QD8", raw(False), "--depth 8 --size 1048576 --sequential --mix write", 1.0),
-    row("raw direct 4k read QD1", raw(True), "--depth 1", floor=floor("read", True, 1)),
-    row("raw direct 4k read QD32", raw(True), "--depth 32", 0, 0.5, floor=floor("read", True), floor_bar=0.95),
-    row("raw direct 4k write QD32", raw(True), "--depth 32 --mix write", 0, 0.5, floor=floor("write", True),
+    row("raw buffered 4k read QD1", READ, "--depth 1"),
+    row("raw buffered 4k read QD32", READ, "--depth 32", 1.5),
+    row("raw buffered 4k write QD32", WRITTEN, "--depth 32 --mix write", 1.5),
+    row("raw buffered 256k read QD8", READ, "--depth 8 --size 262144 --sequential", 1.0),
+    row("raw buffered 1M write QD8", WRITTEN, "--depth 8 --size 1048576 --sequential --mix write", 1.0),
+    row("raw direct 4k read QD1", DIRECT, "--depth 1", floor=floor("read", True, 1)),
+    row("raw direct 4k read QD32", DIRECT, "--depth 32", 0, 0.5, floor=floor("read", True), floor_bar=0.95),
+    row("raw direct 4k write QD32", DIRECT, "--depth 32 --mix write", 0, 0.5, floor=floor("write", True),
         floor_bar=0.95),
-    row("raw direct 4k read QD128", raw(True), "--depth 128", floor=floor("read", True, 128)),
-    row("raw direct 256k read QD8", raw(True), "--depth 8 --size 262144 --sequential", 1.0),
-    row("raw direct 1M write QD8", raw(True), "--depth 8 --size 1048576 --sequential --mix write", 1.0),
-    row("qcow2 4k read QD1", qcow2, "--depth 1"),
-    row("qcow2 4k read QD32", qcow2, "--depth 32", 1.5),
-    row("qcow2 4k write QD32", qcow2, "--depth 32 --mix write", 1.5),
+    row("raw direct 4k read QD128", DIRECT, "--depth 128", floor=floor("read", True, 128)),
+    row("raw direct 256k read QD8", DIRECT, "--depth 8 --size 262144 --sequential", 1.0),
+    row("raw direct 1M write QD8", DIRECT, "--depth 8 --size 1048576 --sequential --mix write", 1.0),
+    row("qcow2 4k read QD1", qcow2(warm), "--depth 1"),
+    row("qcow2 4k read QD32", qcow2(warm), "--depth 32", 1.5),
+    row("qcow2 4k write QD32", qcow2(cold), "--depth 32 --mix write", 1.5),
 ]
 
 
