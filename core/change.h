@@ -46,6 +46,10 @@ int change_detach(struct change *change, struct edge *edge, struct error *err);
 /* Everybody who reaches node is drained while the change is applied. */
 void change_touch(struct change *change, struct node *node);
 
+/* Orders the next graph; -ELOOP "... would form a loop", in which those who look at it would go round for ever. A part of
+ * what change_apply() checks, for who adds more actions of others. */
+int change_order(struct change *change, struct error *err);
+
 /* All or nothing; frees the change either way. */
 int change_apply(struct change *change, struct error *err);
 void change_abort(struct change *change);

@@ -32,9 +32,6 @@ struct change {
 /* A node that was made in this change is gone with its edges: abort only. */
 void change_forget_edge(struct change *change, struct edge *edge);
 
-/* Orders the next graph; -ELOOP "... would form a loop". */
-int change_order(struct change *change, struct error *err);
-
 /* Nodes that could not be opened for writing (auto-read-only), and would be written to: opened once more. */
 int change_let_write(struct change *change, struct error *err);
 

@@ -30,7 +30,8 @@ enum node_flag {
     NODE_CORRUPTED = 2,     /* writes are refused on every path */
     NODE_IMPLICIT = 4,      /* defined inside its parent's options: dies with it */
     NODE_REMOVED = 8,       /* out of the graph, or in a change that takes it out: nobody finds it */
-    NODE_UPPERMOST = 16     /* nothing but filters is above: for what comes here nothing has been looked up */
+    NODE_UPPERMOST = 16,    /* nothing but filters is above: for what comes here nothing has been looked up */
+    NODE_OPENING = 32       /* is being made: no other node can lead to it yet */
 };
 
 struct node {

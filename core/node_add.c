@@ -201,6 +201,19 @@ struct node_children {
     struct error *err;
 };
 
+static int node_find_child(const struct node_children *children, const char *edge_name, const char *node_name,
+                           struct node **ret)
+{
+    *ret = node_lookup(node_name, children->err);
+    if (!*ret)
+        return -ENODEV;
+    /* Here, since who opens looks at what is below. */
+    if ((*ret)->flags & NODE_OPENING)
+        return error_set(children->err, -ELOOP, "Making node '%s' the '%s' child of node '%s' would form a loop",
+                         node_name, edge_name, children->node->name);
+    return 0;
+}
+
 static int node_add_child(const struct option_field *field, const char *name, struct node_ref **where, void *arg)
 {
     const struct node_children *children = arg;
@@ -212,7 +225,7 @@ static int node_add_child(const struct option_field *field, const char *name, st
     if (!ref || ref->null)
         return 0;
     if (ref->name)
-        result = (child = node_lookup(ref->name, children->err)) ? 0 : -ENODEV;
+        result = node_find_child(children, name, ref->name, &child);
     else
         result = node_add_at(children->change, ref->node, place, &child, children->err);
     return result < 0
@@ -258,7 +271,7 @@ struct node *node_new(struct node_options *options, bool implicit)
     snprintf(node->name, sizeof(node->name), "%s", options->node_name);
     node->driver = driver;
     node->options = options;
-    node->flags = (options->read_only ? NODE_READ_ONLY : 0) | (implicit ? NODE_IMPLICIT : 0);
+    node->flags = (options->read_only ? NODE_READ_ONLY : 0) | (implicit ? NODE_IMPLICIT : 0) | NODE_OPENING;
     node->state = driver->state_size ? memory_aligned(driver->state_size, 64) : NULL;
     node->map = driver->map ? driver->map : driver->slow ? node_map_slow : node_map_filter;
     node->total.shared = PERM_ALL;
@@ -313,6 +326,7 @@ static int node_add_one(struct change *change, const struct node_options *option
     if (result < 0)
         return result;
     adding->opened = true;
+    node->flags &= ~(uint32_t)NODE_OPENING;
     request_side_update(node);
     *ret = node;
     return 0;

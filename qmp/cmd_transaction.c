@@ -98,8 +98,11 @@ int qmp_transaction(struct qmp_client *client, const struct transaction_args *ar
         return result;
     struct change *change = change_new();
 
-    for (size_t i = 0; i < args->actions.count && !result; i++)
+    for (size_t i = 0; i < args->actions.count && !result; i++) {
         result = transaction_add(change, args->actions.items[i], err);
+        if (!result)
+            result = change_order(change, err);
+    }
     if (!result && args->dry_run)
         return transaction_try(change, ret, err);
     return change_finish(change, result, err);

@@ -14,13 +14,16 @@
 #include "drivers/format/qcow2.h"
 #include "generated/options.h"
 
+#define REOPEN_FILTERS_MAX 1024u
+
 /* What an edge leads to in the next graph, filters left aside. */
 static struct node *reopen_storage(const struct node *next, const char *name)
 {
     const struct edge *edge = node_child_by_name(next, name);
     struct node *node = edge ? edge->next_child : NULL;
 
-    while (node && node_next(node)->filtered)
+    /* Several nodes that are reopened at once may form a loop so far. */
+    for (unsigned depth = 0; node && node_next(node)->filtered && depth < REOPEN_FILTERS_MAX; depth++)
         node = node_next(node)->filtered->next_child;
     return node;
 }

@@ -389,6 +389,26 @@ class Reopen(programs.Program):
         self.assertEqual(len(self.call("query-named-block-nodes")), 1)
         self.finish()
 
+    def test_loops(self):
+        """Refused before anybody goes round in them: of a node that is not there yet, and between actions."""
+        cor, change = {"driver": "copy-on-read", "node-name": "x"}, "x-blockdev-change"
+        self.call("blockdev-add", **self.file())
+        self.call("blockdev-add", **self.qcow2())
+        self.call("blockdev-add", driver="delay", node_name="top", file="a")
+        self.call("source-add", id="s", node="top")
+        self.refused("Making node 'x' the 'file' child of node 'x' would form a loop", "blockdev-add", **cor, file="x")
+        self.refused("'file' child of node 'y' would form a loop", "blockdev-add", **cor,
+                     file={"driver": "delay", "node-name": "y", "file": "x"})
+        self.refused("would form a loop", change, parent="top", child="file", node=dict(cor, file="top"))
+        for after in ({"type": "source-switch", "data": {"source": "s", "node": "a"}},
+                      {"type": "source-pop", "data": {"source": "s", "filter": "none"}},
+                      {"type": "blockdev-snapshot", "data": {"node": "s", "overlay": "none"}}):
+            self.refused("would form a loop", "transaction", actions=[
+                {"type": change, "data": {"parent": "top", "child": "file", "node": "top"}}, after])
+        self.refused("would form a loop", "blockdev-reopen", options=[
+            {"driver": "delay", "node-name": "top", "file": "top"}, self.qcow2("a", file="top")])
+        self.finish()
+
     def test_properties(self):
         """Asked for while the node is being opened anew, which takes its time."""
         self.call("blockdev-add", driver="delay", node_name="slow", read_ns=300000000,
