@@ -481,6 +481,9 @@ int node_remove(struct change *change, struct node *node, struct error *err)
     queue[0] = node;
     for (unsigned done = 0; done < count; done++) {
         node = queue[done];
+        /* Who is the child of several, or several times, came as often. */
+        if (done && node->flags & NODE_REMOVED)
+            continue;
         int result = node_remove_one(change, node, err);
 
         if (result < 0)

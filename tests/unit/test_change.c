@@ -187,6 +187,24 @@ static void in_use(void)
     ck_assert(list_is_empty(&node_registry));
 }
 
+/* A node that is defined inside another goes with it once, also if it is its child twice. */
+static void twice_inside(void)
+{
+    AUTO_ERROR struct error err = {0};
+    struct node_options inside = null_options(0), options = {.driver = NODE_DRIVER_QUORUM};
+    struct node_ref refs[2] = {{.node = &inside}, {.name = (char *)(uintptr_t) "inside"}};
+    struct node_ref *children[] = {&refs[0], &refs[1]};
+    struct node *node = NULL;
+
+    inside.node_name = refs[1].name;
+    options.u.quorum.children.count = 2;
+    options.u.quorum.children.items = children;
+    options.u.quorum.vote_threshold = 1;
+    ck_assert_msg(try_open("q", &options, &node, &err) == 0, "%s", err.text);
+    close_node(node);
+    ck_assert(list_is_empty(&node_registry));
+}
+
 static void draining(void)
 {
     AUTO_ERROR struct error err = {0};
@@ -442,6 +460,7 @@ static void crowded(void)
 BOTH_RINGS(names)
 BOTH_RINGS(permissions)
 BOTH_RINGS(in_use)
+BOTH_RINGS(twice_inside)
 BOTH_RINGS(draining)
 BOTH_RINGS(parked)
 BOTH_RINGS(grace)
@@ -452,8 +471,9 @@ BOTH_RINGS(crowded)
 
 int main(void)
 {
-    const TTest *const all[] = {test_names, test_permissions, test_in_use,       test_draining,        test_parked,
-                                test_grace, test_sources,     test_source_steps, test_source_is_whole, test_crowded};
+    const TTest *const all[] = {test_names,        test_permissions,     test_in_use, test_twice_inside,
+                                test_draining,     test_parked,          test_grace,  test_sources,
+                                test_source_steps, test_source_is_whole, test_crowded};
 
     return run_tests("change", all, array_size(all));
 }
