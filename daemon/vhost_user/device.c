@@ -107,6 +107,7 @@ void vhost_device_stop(struct vhost_session *session)
             close(take_fd(&setup->kick));
         setup->has_address = setup->enabled = setup->halted = false;
     }
+    session->broken = NULL;
     session->status = 0;
     vhost_device_set_features(session, 0);
 }

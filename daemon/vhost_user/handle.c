@@ -291,6 +291,8 @@ static int handle_get_vring_base(struct vhost_session *session, union vhost_payl
     if (queue->setup.kick >= 0)
         close(take_fd(&queue->setup.kick));
     queue->setup.halted = false;
+    if (session->broken == queue)
+        session->broken = NULL;
     payload->state.num = queue->setup.base;
     return sizeof(payload->state);
 }

@@ -85,6 +85,8 @@ static void session_broken(struct vhost_queue *queue)
 {
     struct vhost_session *session = container_of(queue->memory, struct vhost_session, memory);
 
+    /* A message that is being carried out does not start it again. */
+    queue->setup.halted = true;
     if (!session->broken)
         session->broken = queue;
     session_nudge(session);

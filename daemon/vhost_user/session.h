@@ -41,7 +41,7 @@ struct vhost_session {
     unsigned queue_count;
 
     bool ending;                        /* asked to end, or the front end is gone */
-    struct vhost_queue *broken;         /* the first one that is to be dealt with */
+    struct vhost_queue *broken;         /* the first one that is to be dealt with, unless it is reset before */
     bool complained;
     struct coroutine *waiter;           /* while it waits for the socket: */
     struct ring_op ready;

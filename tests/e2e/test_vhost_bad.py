@@ -401,6 +401,29 @@ class BadFrontEnds(programs.Program):
                     self.assertEqual(front.run(), OK)
                     front.close()
 
+    def test_a_reset_beside_a_fault(self):
+        """A fault that the reset has overtaken is not one of the device that is set up next."""
+        resets = (lambda f: f.must(RESET_DEVICE), lambda f: f.must(SET_STATUS, bytes(8)),
+                  lambda f: f.ask(GET_VRING_BASE, bytes(8)))
+        front = self.front().good()
+        for i in range(300):
+            CHAINS["an empty buffer"](front)
+            front.show(0)
+            time.sleep(i % 10 * 0.00002)
+            resets[i % 3](front)
+            if select.select([front.broken], [], [], 0)[0]:
+                os.eventfd_read(front.broken)
+            front.memory[:0x6000] = bytes(0x6000)
+            front.avail = 0
+            front.must(SET_FEATURES, struct.pack(NUMBER, front.features))
+            front.start()
+            front.request(IN, data=4096)
+            self.assertEqual(front.run(), OK)
+            front.memory[:0x6000] = bytes(0x6000)
+            front.avail = 0
+            front.ask(GET_VRING_BASE, bytes(8))
+            front.start()
+
     def test_requests(self):
         for packed in (0, RING_PACKED):
             for name, (kind, sector, data, status) in REQUESTS.items():
