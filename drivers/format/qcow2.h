@@ -100,8 +100,9 @@ void disk_fill(struct disk *disk, const struct request *req);
 
 /* The range reads as zeroes from now on; flags are those of the request. */
 int disk_write_zeroes(struct disk *disk, uint64_t offset, uint64_t length, uint32_t flags);
-/* Discards [offset, end), whole granules whose range is held. */
+/* Discards [offset, end), whole granules whose range is held; makes them zero, by qcow2_write_zeroes(). */
 int disk_discard_range(struct disk *disk, uint64_t offset, uint64_t end);
+int disk_zero_range(struct disk *disk, uint64_t offset, uint64_t end, bool unmap);
 int disk_flush(struct disk *disk);
 
 /* qcow2_io.c: the table that the engine calls, with a struct disk as its world. */

@@ -467,7 +467,7 @@ int disk_write_zeroes(struct disk *disk, uint64_t offset, uint64_t length, uint3
     int result = zero_data_file(disk, start, end - start, flags);
 
     if (result == 0)
-        result = qcow2_write_zeroes(disk->engine, start, end - start, flags & REQ_MAY_UNMAP);
+        result = disk_zero_range(disk, start, end, flags & REQ_MAY_UNMAP);
     range_lock_release(&disk->changing, &hold);
     if (result == -ENOTSUP && !(flags & REQ_FAST_ONLY))
         result = zero_write(disk, start, end - start);

@@ -223,28 +223,51 @@ class Care(_Qcow2):
         for options, unmapped, spared in ((",discard=ignore", False, False), (",discard=unmap", True, True),
                                           (",discard=unmap,pass-discard-request=off", True, False)):
             with self.subTest(options=options):
-                self.create("disk", size=8 * MIB)
-                daemon = self.open_disk(options=options)
+                for kind in (TRIM, ZEROES):
+                    self.create("disk", size=8 * MIB)
+                    daemon = self.open_disk(options=options)
+                    with self.client() as client:
+                        client.do(WRITE, 0, data=b"x" * (4 * MIB))
+                        self.assertEqual(client.do(kind, 0, 2 * MIB).error, 0)
+                        self.assertEqual(client.do(READ, 0, 1).data, b"\0" if unmapped or kind == ZEROES else b"x")
+                    self.stop(daemon)
+                    self.check("disk")
+                    self.assertEqual(os.stat(self.path("disk")).st_blocks * 512 < 3 * MIB, spared)
+
+    def test_discards_of_a_data_file(self):
+        for raw, options, kind, spared in (("off", "discard=unmap", TRIM, True), ("off", "discard=unmap", ZEROES, True),
+                                           ("on", "discard=unmap", TRIM, True), ("off", "discard=ignore", TRIM, False),
+                                           ("off", "discard=unmap,pass-discard-request=off", TRIM, False)):
+            with self.subTest(raw=raw, options=options, kind=kind):
+                self.create("disk", f"data_file=data,data_file_raw={raw}", size=8 * MIB)
+                daemon = self.open_disk(options=f",{options},data-file.driver=file,data-file.filename=data")
+                model = bytearray(b"x" * 4 * MIB + bytes(4 * MIB))
                 with self.client() as client:
                     client.do(WRITE, 0, data=b"x" * (4 * MIB))
-                    self.assertEqual(client.do(TRIM, 0, 2 * MIB).error, 0)
-                    self.assertEqual(client.do(READ, 0, 1).data, b"\0" if unmapped else b"x")
+                    self.assertEqual(client.do(kind, 0, 2 * MIB).error, 0)
+                    if "ignore" not in options:
+                        model[:2 * MIB] = bytes(2 * MIB)
+                    self.assertEqual(client.do(READ, 0, 8 * MIB).data, model)
                 self.stop(daemon)
                 self.check("disk")
-                self.assertEqual(os.stat(self.path("disk")).st_blocks * 512 < 3 * MIB, spared)
+                self.same("disk", model)
+                self.assertEqual(os.stat(self.path("data")).st_blocks * 512 < 3 * MIB, spared)
+                os.unlink(self.path("disk"))
+                os.unlink(self.path("data"))
 
     def test_discarded_in_place(self):
         """With discard-no-unref clusters stay where they are; what is in them goes, if discards are passed on."""
-        for options, more, passed in (("cluster_size=64k", "", True), ("cluster_size=64k", ",pass-discard-request=off", False),
-                                      ("extended_l2=on", "", True)):
-            with self.subTest(options=options, more=more):
+        for options, more, kind, passed in (("cluster_size=64k", "", TRIM, True), ("extended_l2=on", "", TRIM, True),
+                                            ("cluster_size=64k", ",pass-discard-request=off", TRIM, False),
+                                            ("cluster_size=64k", "", ZEROES, True)):
+            with self.subTest(options=options, more=more, kind=kind):
                 self.create("disk", options, size=8 * MIB)
                 self.tool("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 4M", "disk")
                 before = json.loads(self.tool("qemu-img", "map", "--output=json", "disk"))
                 daemon = self.open_disk(options=",discard=unmap,discard-no-unref=on" + more)
                 model = bytearray(b"\1" * 4 * MIB + bytes(4 * MIB))
                 with self.client() as client:
-                    self.assertEqual(client.do(TRIM, MIB, 2 * MIB).error, 0)
+                    self.assertEqual(client.do(kind, MIB, 2 * MIB).error, 0)
                     model[MIB:3 * MIB] = bytes(2 * MIB)
                     self.assertEqual(client.do(READ, 0, 8 * MIB).data, model)
                     self.assertEqual(os.stat(self.path("disk")).st_blocks * 512 < 3 * MIB, passed)

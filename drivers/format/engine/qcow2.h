@@ -128,7 +128,8 @@ int qcow2_lookup(const struct qcow2 *q, uint64_t offset, uint64_t length, struct
 
 /* Nothing of what was ever answered waits to be written: a flush needs no step, only the files' flush. */
 bool qcow2_is_clean(const struct qcow2 *q);
-bool qcow2_keeps_discarded(const struct qcow2 *q);       /* and their content should go from the file */
+/* Discarded clusters stay where they are, and their content should go from the file: by the caller. */
+bool qcow2_keeps_discarded(const struct qcow2 *q);
 bool qcow2_is_corrupted(const struct qcow2 *q);
 
 /* --- Steps --- */

@@ -263,7 +263,7 @@ void qcow2_clean_cache(struct qcow2 *q)
 
 bool qcow2_keeps_discarded(const struct qcow2 *q)
 {
-    return q->settings.discard_no_unref && q->settings.discard_freed;
+    return (q->settings.discard_no_unref || qcow2_has_data_file(q)) && q->settings.discard_freed;
 }
 
 bool qcow2_is_corrupted(const struct qcow2 *q)

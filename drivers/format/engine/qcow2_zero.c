@@ -26,9 +26,9 @@ static struct l2_entry zero_cluster(const struct qcow2 *q, struct l2_entry old, 
         return q->backed ? old : (struct l2_entry){0};
     }
     bool hidden = q->backed || mode != ZERO_DISCARD; /* something else would show through */
-    bool stays = entry_has_host(q, old) && mine &&
-                 (mode == ZERO_KEEP || (mode == ZERO_DISCARD && q->settings.discard_no_unref) ||
-                  (qcow2_has_data_file(q) && qcow2_data_file_raw(q)));
+    bool stays =
+        entry_has_host(q, old) && mine &&
+        (mode == ZERO_KEEP || q->settings.discard_no_unref || (qcow2_has_data_file(q) && qcow2_data_file_raw(q)));
     struct l2_entry new = {.entry = stays ? entry_host(old) | QCOW2_COPIED : 0};
 
     *lost = !stays && (entry_has_host(q, old) || entry_compressed(old));
@@ -78,8 +78,7 @@ static int zero_entry(struct qcow2 *q, struct slot *slot, uint32_t index, uint64
     l2_entry_set(q, slot, index, new);
     slot_end(slot);
     if (lost)
-        entry_free(q, old,
-                   mode == ZERO_DISCARD || mode == ZERO_FORGET ? q->settings.discard_freed : q->settings.discard_other);
+        entry_free(q, old, mode == ZERO_KEEP ? q->settings.discard_other : q->settings.discard_freed);
     return 0;
 }
 
