@@ -184,6 +184,8 @@ static int blkdebug_split(struct node *node, const struct request *req)
         result = middle_send(node, req, first, last - first, most);
     if (result == 0 && zeroes)
         result = zeroes_as_data(node, req, last, end - last);
+    if (result == 0 && !zeroes && req->flags & REQ_FUA)
+        result = edge_flush(node->filtered);
     return result;
 }
 

@@ -153,6 +153,8 @@ static int log_write(struct node *node, const struct request *req)
         start = (req->offset + mask) & ~mask;
         end = (req->offset + req->length) & ~mask;
         result = edge_discard(node->filtered, req->offset, req->length);
+        if (result == 0 && req->flags & REQ_FUA)
+            result = edge_flush(node->filtered);
     } else if (req->op == REQ_WRITE_ZEROES) {
         result = edge_write_zeroes(node->filtered, req->offset, req->length, req->flags);
     } else {

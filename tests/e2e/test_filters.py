@@ -30,6 +30,20 @@ class Simple(Filters):
         self.assertLessEqual(os.stat(self.path("image")).st_blocks, 3 * MIB // 512)
         self.end(daemon)
 
+    def test_discards_are_made_durable(self):
+        """Filters that send discards anew do not forget that."""
+        failing = {"driver": "blkdebug", "discard": "unmap", "inject-error": [{"event": "none", "iotype": "flush"}],
+                   "image": {"driver": "null-co", "size": MIB}}
+        self.file("log", 0)
+        for node in ({"driver": "blkdebug", "align": 4096, "image": failing},
+                     {"driver": "blklogwrites", "file": failing, "log": {"driver": "file", "filename": "log"}}):
+            daemon = self.daemon({**node, "node-name": "disk", "discard": "unmap"})
+            client = self.client()
+            self.assertEqual(client.do(TRIM, 0, 65536).error, 0)
+            self.assertEqual(client.do(TRIM, 0, 65536, flags=FUA).error, EIO)
+            client.close()
+            self.end(daemon)
+
     def test_delay_and_changes(self):
         """A change does not wait for what is held, and neither does what comes after it."""
         daemon = self.daemon({"driver": "null-co", "size": MIB, "node-name": "null"},
