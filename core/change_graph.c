@@ -211,14 +211,29 @@ static unsigned permission_writers_now(const struct node *node)
     return count;
 }
 
-/* What writes to a corrupted node may stay, and filters may come in between; there is never one more. */
-static int permission_read_only(struct node *node, unsigned writers, struct error *err)
+static int permission_refuse_writer(struct edge *edge, void *arg)
 {
+    const struct permission_fold *fold = arg;
+    uint32_t changing = edge->want.taken & PERM_CHANGING;
+
+    if (!changing)
+        return 0;
+    return error_set(fold->err, -EPERM,
+                     "Block node '%s' is read-only, which does not allow '%s' (needed by %s '%s' as '%s')",
+                     fold->node->name, permission_name((unsigned)__builtin_ctz(changing)), edge->parent.ops->kind,
+                     edge->parent.ops->name(edge), edge->name);
+}
+
+/* What writes to a corrupted node may stay, and filters may come in between; there is never one more. */
+static int permission_read_only(struct permission_fold *fold)
+{
+    struct node *node = fold->node;
+
     if (node_next(node)->flags & NODE_READ_ONLY && node->next.total.taken & PERM_CHANGING)
-        return error_set(err, -EPERM, "Block node '%s' is read-only", node->name);
+        return change_each_parent(fold->change, node, permission_refuse_writer, fold);
     if (node->flags & NODE_CORRUPTED &&
-        (node->next.total.taken & ~node->total.taken & PERM_CHANGING || writers > permission_writers_now(node)))
-        return error_set(err, -EPERM, "Block node '%s' is corrupted and cannot be written", node->name);
+        (node->next.total.taken & ~node->total.taken & PERM_CHANGING || fold->writers > permission_writers_now(node)))
+        return error_set(fold->err, -EPERM, "Block node '%s' is corrupted and cannot be written", node->name);
     return 0;
 }
 
@@ -256,7 +271,7 @@ int change_permissions(struct change *change, struct error *err)
         int result = change_each_parent(change, node, permission_check, &fold);
 
         if (result == 0)
-            result = permission_read_only(node, fold.writers, err);
+            result = permission_read_only(&fold);
         if (result < 0)
             return result;
     }

@@ -202,7 +202,8 @@ TABLE = (
         ('{"type": "nbd", "id": "", "node-name": "disk"}', "Invalid block export id ''"),
         ('{"type": "nbd", "id": "e", "node-name": "disk"}', "Block export id 'e' is already in use"),
         ('{"type": "nbd", "id": "x", "node-name": "nope"}', "Cannot find device='' nor node-name='nope'"),
-        ('{"type": "nbd", "id": "x", "node-name": "locked", "writable": true}', "Block node 'locked' is read-only"),
+        ('{"type": "nbd", "id": "x", "node-name": "locked", "writable": true}',
+         "Block node 'locked' is read-only, which does not allow 'write' (needed by export 'x' as 'root')"),
     )),
     ("block-export-add", "GenericError", '{"type": "nbd", "id": "x", "node-name": "disk", ', (
         ('"name": "disk"}', "NBD server already has export named 'disk'"),
