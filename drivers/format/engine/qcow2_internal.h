@@ -130,7 +130,8 @@ struct qcow2_snapshot { /* what matters to us of an entry in the table of snapsh
 };
 
 struct cluster_set {
-    uint64_t *items; /* cluster number + 1; enum qcow2_overlap in the bits from 48 on */
+    uint64_t *items;  /* cluster number + 1; enum qcow2_overlap in the bits from 48 on */
+    uint64_t *filter; /* which groups of clusters have any */
     size_t count, mask;
 };
 

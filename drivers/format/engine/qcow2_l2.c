@@ -165,35 +165,67 @@ int qcow2_lookup(const struct qcow2 *q, uint64_t offset, uint64_t length, struct
     return result;
 }
 
+/* Guest data in a row. The first cluster of it that is metadata's is named. */
+static bool run_is_sane(struct qcow2 *q, uint64_t host, uint64_t length)
+{
+    uint64_t cluster = q->geometry.cluster_size, first = host;
+
+    if (qcow2_has_data_file(q) || !overlap_hits(q, host, length, 0))
+        return true;
+    while (!overlap_hits(q, first, 1, 0))
+        first = qcow2_align_down(first, cluster) + cluster;
+    corrupt(q, first, cluster, "Cluster of guest data at offset 0x%llx overlaps with metadata",
+            (unsigned long long)first);
+    return false;
+}
+
+/* The bits of an entry that is sane whatever they are: 0 if there is no such entry. */
+static uint64_t entry_plain_bits(const struct qcow2 *q)
+{
+    uint64_t offset = QCOW2_OFFSET_MASK & ~(uint64_t)(q->geometry.cluster_size - 1);
+
+    return qcow2_extended(q) ? 0 : offset | QCOW2_COPIED;
+}
+
+static void slice_examine_entries(struct qcow2 *q, const struct slot *slot)
+{
+    uint64_t plain = entry_plain_bits(q), run = 0, run_end = 0; /* bytes */
+
+    for (uint32_t i = 0; i < q->geometry.slice_entries; i++) {
+        struct l2_entry entry = l2_entry_get(q, slot, i);
+        uint64_t host = entry_host(entry), length = q->geometry.cluster_size;
+
+        if (entry.entry & ~plain) {
+            if (!entry_sane(q, entry)) {
+                corrupt(q, host, length, "Invalid L2 entry 0x%llx", (unsigned long long)entry.entry);
+                return;
+            }
+            if (entry_compressed(entry))
+                compressed_range(q, entry.entry, &host, &length);
+        }
+        if (!host)
+            continue;
+        if (host != run_end) {
+            if (!run_is_sane(q, run, run_end - run))
+                return;
+            run = host;
+        }
+        run_end = host + length;
+    }
+    run_is_sane(q, run, run_end - run);
+}
+
 /* What comes from disk is looked at once. Damage stops all writing; reads of what is sane go on. */
 static void slice_examine(struct qcow2 *q, const struct slot *slot, uint64_t table)
 {
     uint64_t place = table & QCOW2_OFFSET_MASK;
 
     /* One that may be written where it is. */
-    if (table & QCOW2_COPIED && overlap_hits(q, place, q->geometry.cluster_size, QCOW2_OVERLAP_ACTIVE_L2)) {
+    if (table & QCOW2_COPIED && overlap_hits(q, place, q->geometry.cluster_size, QCOW2_OVERLAP_ACTIVE_L2))
         corrupt(q, place, q->geometry.cluster_size, "L2 table at offset 0x%llx overlaps with other metadata",
                 (unsigned long long)place);
-        return;
-    }
-    for (uint32_t i = 0; i < q->geometry.slice_entries; i++) {
-        struct l2_entry entry = l2_entry_get(q, slot, i);
-        uint64_t host = entry_host(entry), length = q->geometry.cluster_size;
-
-        if (!entry.entry)
-            continue;
-        if (!entry_sane(q, entry)) {
-            corrupt(q, host, length, "Invalid L2 entry 0x%llx", (unsigned long long)entry.entry);
-            return;
-        }
-        if (entry_compressed(entry))
-            compressed_range(q, entry.entry, &host, &length);
-        if (host && !qcow2_has_data_file(q) && overlap_hits(q, host, length, 0)) {
-            corrupt(q, host, length, "Cluster of guest data at offset 0x%llx overlaps with metadata",
-                    (unsigned long long)host);
-            return;
-        }
-    }
+    else
+        slice_examine_entries(q, slot);
 }
 
 static _Atomic uint32_t *l1_slots(struct qcow2 *q, struct l1_entry *entry)

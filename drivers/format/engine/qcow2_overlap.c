@@ -2,7 +2,8 @@
  * Where metadata lies, and what happens when something else is about to lie
  * there. A set of host clusters with open addressing: as many as there are L2
  * tables and refcount blocks, and asked once for each new cluster and for each
- * entry of a slice that comes from disk.
+ * entry of a slice that comes from disk. Metadata is rare, so there is a filter
+ * before it: one bit for all groups of clusters with the same hash.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -13,14 +14,50 @@
 #define NOTED_L1_MAX (UINT64_C(1) << 30)
 #define ITEM_BITS 48u
 #define ITEM_MASK ((UINT64_C(1) << ITEM_BITS) - 1)
+#define GROUP_BITS 6u  /* clusters of a group, log2 */
+#define FILTER_ROOM 8u /* bits of the filter for each place of the set */
+
+static size_t set_hash(uint64_t number)
+{
+    return (size_t)((number * UINT64_C(0x9e3779b97f4a7c15)) >> 20);
+}
+
+static uint64_t *filter_word(const struct cluster_set *set, uint64_t group, uint64_t *bit)
+{
+    size_t at = set_hash(group) & (FILTER_ROOM * (set->mask + 1) - 1);
+
+    *bit = UINT64_C(1) << (at % 64);
+    return &set->filter[at / 64];
+}
+
+static void filter_add(struct cluster_set *set, uint64_t cluster)
+{
+    uint64_t bit, *word = filter_word(set, cluster >> GROUP_BITS, &bit);
+
+    *word |= bit;
+}
+
+/* False: nothing of the group is in the set. */
+static bool filter_may_have(const struct cluster_set *set, uint64_t group)
+{
+    uint64_t bit;
+
+    return *filter_word(set, group, &bit) & bit;
+}
 
 static size_t set_place(const struct cluster_set *set, uint64_t item)
 {
-    size_t place = (size_t)((item * UINT64_C(0x9e3779b97f4a7c15)) >> 20) & set->mask;
+    size_t place = set_hash(item) & set->mask;
 
     while (set->items[place] && (set->items[place] & ITEM_MASK) != item)
         place = (place + 1) & set->mask;
     return place;
+}
+
+static void set_destroy(struct qcow2 *q, struct cluster_set *set)
+{
+    q->io->release(q->world, set->items);
+    q->io->release(q->world, set->filter);
 }
 
 static int set_grow(struct qcow2 *q, struct cluster_set *set)
@@ -29,16 +66,20 @@ static int set_grow(struct qcow2 *q, struct cluster_set *set)
     size_t room = old.items ? 2 * (old.mask + 1) : SET_MIN;
 
     set->items = q->io->alloc(q->world, room * sizeof(*set->items));
-    if (!set->items) {
+    set->filter = q->io->alloc(q->world, room * FILTER_ROOM / 8);
+    if (!set->items || !set->filter) {
+        set_destroy(q, set);
         *set = old;
         return -ENOMEM;
     }
     set->mask = room - 1;
     for (size_t i = 0; old.items && i <= old.mask; i++) {
-        if (old.items[i])
+        if (old.items[i]) {
             set->items[set_place(set, old.items[i] & ITEM_MASK)] = old.items[i];
+            filter_add(set, (old.items[i] & ITEM_MASK) - 1);
+        }
     }
-    q->io->release(q->world, old.items);
+    set_destroy(q, &old);
     return 0;
 }
 
@@ -59,11 +100,12 @@ int overlap_add(struct qcow2 *q, enum qcow2_overlap kind, uint64_t offset, uint6
 
         set->count += !set->items[place];
         set->items[place] = (set->items[place] & ~ITEM_MASK) | (uint64_t)kind << ITEM_BITS | (cluster + 1);
+        filter_add(set, cluster);
     }
     return 0;
 }
 
-/* Closes the gap, so that a search never ends before what it looks for. */
+/* Closes the gap, so that a search never ends before what it looks for. The filter keeps its bit until the set grows. */
 static void set_remove(struct cluster_set *set, uint64_t item, uint64_t kind)
 {
     size_t hole = set_place(set, item);
@@ -91,16 +133,22 @@ void overlap_remove(struct qcow2 *q, enum qcow2_overlap kind, uint64_t offset, u
 
 bool overlap_hits(const struct qcow2 *q, uint64_t offset, uint64_t length, uint32_t but)
 {
+    const struct cluster_set *set = &q->metadata;
     uint64_t cluster = offset >> q->geometry.cluster_bits;
     uint64_t end = (offset + length + q->geometry.cluster_size - 1) >> q->geometry.cluster_bits;
-
     uint64_t kinds = q->settings.overlap_check & ~but;
 
-    if (!kinds || !q->metadata.items)
+    if (!kinds || !set->items)
         return false;
-    for (; cluster < end; cluster++) {
-        if (q->metadata.items[set_place(&q->metadata, cluster + 1)] & kinds << ITEM_BITS)
-            return true;
+    while (cluster < end) {
+        uint64_t group_end = qcow2_min(end, ((cluster >> GROUP_BITS) + 1) << GROUP_BITS);
+
+        if (!filter_may_have(set, cluster >> GROUP_BITS))
+            cluster = group_end;
+        for (; cluster < group_end; cluster++) {
+            if (set->items[set_place(set, cluster + 1)] & kinds << ITEM_BITS)
+                return true;
+        }
     }
     return false;
 }
@@ -165,8 +213,8 @@ int overlap_note_snapshots(struct qcow2 *q, bool inactive_l2)
 
 void overlap_destroy(struct qcow2 *q)
 {
-    q->io->release(q->world, q->metadata.items);
-    q->metadata.items = NULL;
+    set_destroy(q, &q->metadata);
+    q->metadata = (struct cluster_set){0};
 }
 
 int corrupt(struct qcow2 *q, uint64_t offset, uint64_t length, const char *format, ...)
