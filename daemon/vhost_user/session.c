@@ -99,7 +99,7 @@ void vhost_session_resized(struct vhost_session *session)
     struct vhost_header header = {.request = VHOST_BACKEND_CONFIG_CHANGE_MSG, .flags = VHOST_FLAGS_VERSION};
 
     /* A front end that does not read has another one waiting. */
-    if (session->backend >= 0)
+    if (session->backend >= 0 && session->protocol & VHOST_BIT(VHOST_PROTOCOL_CONFIG))
         send(session->backend, &header, sizeof(header), MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """The configuration of a vhost-user-blk device."""
 import os
+import socket
 import struct
 import sys
 import unittest
@@ -29,6 +30,21 @@ class Config(programs.Program):
             front.close()
             self.ask("block-export-del", "id=e", "mode=hard")
             programs.wait_until(lambda: self.ask("query-block-exports") == [], "the end of the export")
+        self.end(daemon)
+
+    def test_changes_are_told_to_who_knows_of_them(self):
+        daemon = self.serve("--blockdev", "driver=null-co,node-name=d,size=1M", "--export",
+                            "vhost-user-blk,id=e,addr.type=unix,addr.path=vhost,node-name=d")
+        for mebibytes, protocol, told in ((2, PROTOCOL, True), (3, PROTOCOL & ~CONFIG, False)):
+            front = Front(self.path("vhost")).negotiate(protocol=protocol)
+            ours, theirs = socket.socketpair()
+            front.must(SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
+            theirs.close()
+            self.ask("block_resize", "node-name=d", f"size={mebibytes << 20}")
+            front.close()
+            with ours:
+                ours.settimeout(programs.PATIENCE)
+                self.assertEqual(ours.recv(100), struct.pack("=III", 2, VERSION, 0) if told else b"")
         self.end(daemon)
 
 
