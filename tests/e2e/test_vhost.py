@@ -88,6 +88,7 @@ class Loads(VhostTest):
         self.serve_export(options="writable=off")
         self.bench("--count=500", "--mix=read,get-id")
         self.bench_fails("the disk is read-only", "--count=500", "--mix=write")
+        self.bench_fails("--pid: process 4194304 cannot be measured", "--count=500", "--pid=4194304")
 
     def test_sleeps_when_idle(self):
         self.serve_export()

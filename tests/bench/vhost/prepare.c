@@ -136,6 +136,14 @@ static int prepare_shape(struct bench_options *options, struct error *err)
     return 0;
 }
 
+static int prepare_check_process(const struct bench_options *options, struct error *err)
+{
+    clockid_t id;
+    int rc = options->pid ? clock_getcpuclockid((pid_t)options->pid, &id) : 0;
+
+    return rc ? error_set(err, -rc, "--pid: process %u cannot be measured: %s", options->pid, strerror(rc)) : 0;
+}
+
 static void prepare_threads(struct bench_options *options)
 {
     cpu_set_t cpus;
@@ -180,6 +188,8 @@ int bench_prepare(struct bench *bench, struct error *err)
     int rc = front_create(&bench->front, bench->options.timeout, err);
 
     prepare_threads(&bench->options);
+    if (rc == 0)
+        rc = prepare_check_process(&bench->options, err);
     if (rc == 0)
         rc = prepare_shape(&bench->options, err);
     if (rc == 0)
