@@ -153,13 +153,15 @@ static void connection_poller_removed(struct poller *poller)
 
 void nbd_connection_finish(struct nbd_connection *connection)
 {
-    struct nbd_slot *filling = take_ptr(&connection->input.filling);
+    struct nbd_slot *filling = take_ptr(&connection->input.filling), *refused = take_ptr(&connection->input.refused);
 
     if (connection->finishing)
         return;
     connection->finishing = true;
     if (filling)
         nbd_slot_put(filling);
+    if (refused)
+        nbd_slot_put(refused);
     /* The hook looks once more: what ended in this turn goes with it. */
     loop_hook_queue(connection->loop, &connection->output.hook);
     poller_remove(&connection->poller, connection_poller_removed);

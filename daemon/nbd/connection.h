@@ -25,11 +25,14 @@
 
 struct nbd_export;
 struct nbd_handshake;
+struct nbd_refusal;
 
 struct nbd_input {
     struct nbd_chunk *chunk;            /* NULL after some time without requests */
     struct nbd_slot *filling;           /* a write whose payload is being received, or held by a pause */
     uint64_t filled, skip;              /* bytes of it; bytes to throw away */
+    struct nbd_slot *refused;           /* is answered when they are; NULL: was answered */
+    const struct nbd_refusal *refusal;
     uint64_t turn;                      /* bytes that are read for the client in this turn */
     bool blocked;                       /* takes nothing until memory is given back or a pause ends */
     bool expect_large;                  /* the last request was a large write: receive headers alone */

@@ -194,7 +194,13 @@ static struct nbd_slot *transmit_slot(struct nbd_connection *connection, const s
     return slot;
 }
 
-/* Answers without asking the graph; a payload that follows is thrown away. */
+static void transmit_refuse(struct nbd_slot *slot, const struct nbd_refusal *refusal)
+{
+    nbd_reply(slot, refusal ? refusal->result : 0, refusal ? refusal->text : NULL);
+}
+
+/* Answers without asking the graph. A payload that follows is thrown away before: a client that still sends does not
+ * expect an answer. */
 static enum parse transmit_answer(struct nbd_connection *connection, const struct nbd_request *request,
                                   uint64_t payload, const struct nbd_refusal *refusal)
 {
@@ -202,8 +208,13 @@ static enum parse transmit_answer(struct nbd_connection *connection, const struc
 
     if (!slot)
         return PARSE_BROKEN;
+    if (payload == 0) {
+        transmit_refuse(slot, refusal);
+        return PARSE_NEXT;
+    }
     connection->input.skip = payload;
-    nbd_reply(slot, refusal ? refusal->result : 0, refusal ? refusal->text : NULL);
+    connection->input.refused = slot;
+    connection->input.refusal = refusal;
     return PARSE_NEXT;
 }
 
@@ -342,6 +353,8 @@ static void transmit_skip(struct nbd_input *input)
         return;
     input->chunk->start += skip;
     input->skip -= skip;
+    if (input->skip == 0 && input->refused)
+        transmit_refuse(take_ptr(&input->refused), input->refusal);
 }
 
 /* The large write whose payload is complete; not in a pause, after which the graph may be another one. */

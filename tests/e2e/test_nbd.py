@@ -183,6 +183,21 @@ class Transmission(NbdTest):
         self.assertEqual(client.do(WRITE, 4 * MIB, data=bytes(3 * MIB)).error, ENOSPC)
         self.assertEqual(client.do(READ, 0, 512).error, 0)
 
+    def test_a_refused_write_is_answered_behind_its_payload(self):
+        """Clients that are still sending do not look for an answer: libnbd takes one for a fault of the server."""
+        for name, error in (("read-only", EPERM), ("disk", ENOSPC)):
+            client = self.client(name)
+            client.request(WRITE, 4 * MIB, 3 * MIB, data=bytes(MIB))
+            client.socket.settimeout(0.2)
+            with self.assertRaises(TimeoutError):
+                client.receive(1)
+            client.socket.settimeout(programs.PATIENCE)
+            client.send(bytes(2 * MIB))
+            self.assertEqual(client.reply(WRITE)[1].error, error)
+            self.assertEqual(client.do(READ, 0, 512).error, 0)
+            client.request(WRITE, 4 * MIB, 3 * MIB, data=bytes(MIB))
+            client.close()
+
     def test_block_status(self):
         client = self.client(structured=True, context=True)
         client.do(WRITE, MIB, data=b"x" * MIB)
