@@ -110,11 +110,15 @@ _cairn_control() {
     for ((i = 1; i < ${#words[@]} - 1; i++)); do
         case ${words[i]} in
             -s | --socket) ((i++)) ;;
-            -*) ;;
+            -* | help) ;;
             *) command=${words[i]}; break ;;
         esac
     done
-    if [[ -n $command ]]; then
+    if [[ $command == node ]]; then
+        [[ ${words[-2]} != node ]] || _cairn_reply "$current" "" <<< options
+    elif [[ -n $command && -z ${_cairn_commands[$command]} ]]; then
+        return
+    elif [[ -n $command ]]; then
         _cairn_reply "$current" "" < <(_cairn_candidates "${_cairn_commands[$command]}" "$current" "${words[@]:i+1}")
     elif [[ ${words[-2]} == -s || ${words[-2]} == --socket ]]; then
         compopt -o default

@@ -164,7 +164,8 @@ printf '%s\n' "${COMPREPLY[@]}"
             file.write(completion.completion_bash(SCHEMA))
             file.flush()
             result = subprocess.run(["bash", "-c", self.SCRIPT, "-", file.name, line, function],
-                                    stdout=subprocess.PIPE, text=True, check=True)
+                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=True)
+        self.assertEqual(result.stderr, "")
         return result.stdout.split()
 
     def test_daemon(self):
@@ -178,6 +179,11 @@ printf '%s\n' "${COMPREPLY[@]}"
         self.assertEqual(self.offers("cairnctl blockdev-add driver=null-co lat"), ["latency-ns="])
         self.assertEqual(self.offers("cairnctl transaction actions.0.type=blockdev-del actions.0.data.no"),
                          ["actions.0.data.node-name="])
+        self.assertIn("source-push", self.offers("cairnctl help sour"))
+        self.assertEqual(self.offers("cairnctl help blockdev-add driver=null-co lat"), ["latency-ns="])
+        self.assertEqual(self.offers("cairnctl node "), ["options"])
+        for line in ("cairnctl events ", "cairnctl node options ", "cairnctl tree ", "cairnctl none "):
+            self.assertEqual(self.offers(line), [])
 
 
 if __name__ == "__main__":
