@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -14,7 +15,7 @@ import time
 import unittest
 
 from nbd_client import FLUSH, NbdClient, READ, WRITE
-from programs import CAIRNCTL, CAIRND, PATIENCE, Program, wait_until
+from programs import CAIRNCTL, CAIRND, PATIENCE, Program, ROOT, wait_until
 
 
 class Options(Program):
@@ -423,6 +424,31 @@ class ServiceManager(Program):
             process = self.start(env=dict(self.environment, NOTIFY_SOCKET="@" + name))
             self.assertEqual(manager.recv(100), b"READY=1")
             self.end(process)
+
+
+@unittest.skipUnless(shutil.which("systemd-analyze"), "needs systemd-analyze, for the sets of system calls")
+class ServiceUnit(Program):
+    """The unit that `make install` installs."""
+
+    def members(self, name):
+        if not name.startswith("@"):
+            return {name}
+        said = subprocess.run(["systemd-analyze", "syscall-filter", name], capture_output=True, text=True,
+                              timeout=PATIENCE, check=True).stdout.split("\n")[1:]
+        return set().union(*(self.members(line.strip()) for line in said if line.strip() and "#" not in line))
+
+    def test_system_calls(self):
+        allowed = set()
+        with open(os.path.join(ROOT, "daemon/cairnd.service.in"), encoding="utf-8") as unit:
+            for names in re.findall("^SystemCallFilter=(.*)$", unit.read(), re.MULTILINE):
+                calls = set().union(*map(self.members, names.lstrip("~").split()))
+                allowed = allowed - calls if names.startswith("~") else allowed | calls
+        # iothreads with cpu-affinity; I/O; vhost-user; memory; the limit of descriptors
+        for call in ("sched_setaffinity", "io_uring_setup", "io_uring_enter", "io_uring_register", "preadv2", "fallocate",
+                     "recvmsg", "eventfd2", "mmap", "mprotect", "prlimit64"):
+            self.assertIn(call, allowed)
+        for call in ("setuid", "mount", "reboot", "sched_setscheduler"):
+            self.assertNotIn(call, allowed)
 
 
 if __name__ == "__main__":
