@@ -87,6 +87,8 @@ void vhost_device_set_writeback(struct vhost_session *session, bool writeback)
     bool cached = features & VHOST_BIT(VIRTIO_BLK_F_FLUSH) && (writeback || !chooses);
 
     session->writeback = writeback;
+    if (session->inflight_map.base)
+        *(uint64_t *)(void *)session->inflight_map.start = writeback ? 0 : VHOST_INFLIGHT_WRITETHROUGH;
     atomic_store(&owner->disk.writethrough, owner->export->options->writethrough || !cached);
 }
 

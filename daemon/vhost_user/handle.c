@@ -453,6 +453,9 @@ static int handle_set_inflight_fd(struct vhost_session *session, union vhost_pay
     vhost_mapping_destroy(&session->inflight_map);
     session->inflight_map = fresh;
     session->inflight = desc;
+    uint64_t noted = *(const uint64_t *)(const void *)fresh.start;
+
+    vhost_device_set_writeback(session, session->writeback && !(noted & VHOST_INFLIGHT_WRITETHROUGH));
     return vhost_device_resume(session, err);
 }
 

@@ -29,6 +29,12 @@ size_t vhost_inflight_size(unsigned queue_size, bool packed)
     return (size + VHOST_INFLIGHT_ALIGN - 1) & ~(size_t)(VHOST_INFLIGHT_ALIGN - 1);
 }
 
+/* All but `features`, which both kinds begin with. */
+static void inflight_clear(void *region, size_t size)
+{
+    memset((unsigned char *)region + sizeof(uint64_t), 0, size - sizeof(uint64_t));
+}
+
 static int inflight_compare(const void *a, const void *b)
 {
     const struct inflight_found *x = a, *y = b;
@@ -84,7 +90,7 @@ int vhost_inflight_split_begin(struct vhost_inflight *inflight, unsigned size, u
     inflight->again = memory_array(size, sizeof(*inflight->again));
     inflight->batch = memory_array(size, sizeof(*inflight->batch));
     if (region->version == 0) {
-        memset(region, 0, vhost_inflight_size(size, false));
+        inflight_clear(region, vhost_inflight_size(size, false));
         region->desc_num = (uint16_t)size;
         region->used_idx = used_idx;
         vhost_inflight_order();
@@ -213,7 +219,7 @@ int vhost_inflight_packed_begin(struct vhost_inflight *inflight, struct vring_pa
     inflight->again = memory_array(size, sizeof(*inflight->again));
     inflight->next = memory_array(size, sizeof(*inflight->next));
     if (region->version == 0) {
-        memset(region, 0, vhost_inflight_size(size, true));
+        inflight_clear(region, vhost_inflight_size(size, true));
         for (unsigned i = 0; i < size; i++)
             region->desc[i].next = inflight->next[i] = (uint16_t)(i + 1);
         inflight->free_head = 0;

@@ -19,6 +19,10 @@
 
 #define VHOST_INFLIGHT_ALIGN 64u
 
+/* In `features` of the first queue's region, all of which the specification reserves: the driver has chosen
+ * write-through. Front ends do not say so again to the next back end, and the driver no longer flushes. */
+#define VHOST_INFLIGHT_WRITETHROUGH (UINT64_C(1) << 63)
+
 struct error;
 
 struct vhost_inflight_split_entry {

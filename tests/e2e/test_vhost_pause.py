@@ -108,13 +108,51 @@ class Pause(programs.Program):
         front.request(IN, data=4096)
         self.assertEqual(front.run(), OK)
 
+    def test_the_cache_mode_survives_daemons(self):
+        """No front end says it again, and a driver that has chosen write-through does not flush."""
+        for packed in (0, RING_PACKED):
+            front = self.front(FEATURES | packed)
+            tell = self.in_flight(front)
+            tell()
+            front.start()
+            for mode in (0, 1, 0):
+                self.set_mode(front, mode)
+                for restarts in (False, True):
+                    if restarts:
+                        self.end(self.daemon)
+                        self.start_daemon()
+                    self.reconnect(front)
+                    tell()
+                    self.assertEqual(self.mode(front), mode)
+                    front.start()
+            # With the queues stopped in good order, and started.
+            base = self.pause(front)
+            self.reconnect(front)
+            tell()
+            front.start(base=base)
+            self.pause(front)
+            self.reconnect(front)
+            tell()
+            self.assertEqual(self.mode(front), 0)
+            front.must(RESET_DEVICE)
+            self.reconnect(front)
+            tell()
+            self.assertEqual(self.mode(front), 1)
+            front.close()
+
+    def set_mode(self, front, mode):
+        front.must(SET_CONFIG, struct.pack("=III", WCE, 1, 0) + bytes([mode]))
+
+    def mode(self, front):
+        return front.ask(GET_CONFIG, struct.pack("=III", WCE, 1, 0) + bytes(1))[12]
+
     def test_the_cache_mode_stays(self):
         def mode():
-            return front.ask(GET_CONFIG, struct.pack("=III", WCE, 1, 0) + bytes(1))[12]
+            return self.mode(front)
 
         front = self.front(FEATURES).start()
         self.assertEqual(mode(), 1)
-        front.must(SET_CONFIG, struct.pack("=III", WCE, 1, 0) + bytes(1))
+        self.set_mode(front, 0)
         front.start(base=self.pause(front))
         self.assertEqual(mode(), 0)
         front.must(RESET_DEVICE)
