@@ -124,7 +124,8 @@ static int arguments_word(struct json_object *root, const char *word, struct err
     if (strcmp(word, "-") == 0)
         return arguments_merge_input(root, err);
     if (!equals || equals == word || (equals == word + 1 && *word == ':'))
-        return error_set(err, -EINVAL, "'%s' is not key=value, key:=JSON or {...}", word);
+        return error_set(err, -EINVAL, "'%s' is not key=value, key:=JSON or {...}%s", word,
+                         *word == '-' ? "; options come before the command" : "");
 
     bool json = equals[-1] == ':';
     AUTO_FREE char *path = memory_format("%.*s", (int)(equals - word - json), word);

@@ -67,6 +67,7 @@ class Cairnctl(Program):
                           ["node"], ["node", "options"], ["tree", "x"], ["events", "-n", "0"], ["help", "nope"]):
             with self.subTest(arguments=arguments):
                 self.assertEqual(self.cairnctl(*arguments).returncode, 2)
+        self.assertIn("options come before the command", self.cairnctl("query-version", "--raw").stderr)
         self.socket = self.path("absent")
         result = self.cairnctl("query-version")
         self.assertEqual(result.returncode, 3)
