@@ -244,15 +244,15 @@ START_TEST(unpublished_table_is_nobodys)
 END_TEST
 
 /* True if the N-th call failed, false if there are not so many. */
-static bool fail_at(const struct qcow2_create_options *layout, const struct fault *fault, uint64_t number)
+static bool fail_at(const struct qcow2_create_options *layout, const struct fault *fault, bool memory, uint64_t number)
 {
     struct qcow2_create_options options = *layout;
     struct world world;
     struct guest guest;
     char what[128];
 
-    snprintf(what, sizeof(what), "layout %d, call %lu fails with %d%s", (int)(layout - layouts), (unsigned long)number,
-             fault->code, fault->for_ever ? " for ever" : "");
+    snprintf(what, sizeof(what), "layout %d, %s %lu fails with %d%s", (int)(layout - layouts),
+             memory ? "allocation" : "call", (unsigned long)number, fault->code, fault->for_ever ? " for ever" : "");
     options.size = 80ull << options.cluster_bits;
     world_init(&world);
     guest_create(&guest, &world, &options);
@@ -260,6 +260,7 @@ static bool fail_at(const struct qcow2_create_options *layout, const struct faul
     world.fail_at = number;
     world.fail_code = fault->code;
     world.fail_for_ever = fault->for_ever;
+    world.memory_fails = memory;
     unsigned failed = work(&guest);
     bool reached = world.calls >= number;
 
@@ -285,9 +286,49 @@ START_TEST(every_call_fails)
     const struct fault *fault = &faults[(size_t)_i / LAYOUTS];
     uint64_t number = 1;
 
-    while (fail_at(layout, fault, number))
+    while (fail_at(layout, fault, false, number))
         number++;
     ck_assert_uint_gt(number, 20);
+}
+END_TEST
+
+START_TEST(every_allocation_fails)
+{
+    const struct fault fault = {.code = -ENOMEM, .for_ever = (size_t)_i / LAYOUTS};
+    uint64_t number = 1;
+
+    while (fail_at(&layouts[(size_t)_i % LAYOUTS], &fault, true, number))
+        number++;
+    ck_assert_uint_gt(number, 20);
+}
+END_TEST
+
+START_TEST(every_allocation_of_an_open_fails)
+{
+    struct qcow2_create_options options = layouts[_i];
+    int result = -1;
+
+    for (uint64_t number = 1; result < 0; number++) {
+        struct world world;
+        struct guest guest;
+
+        options.size = 80ull << options.cluster_bits;
+        world_init(&world);
+        guest_create(&guest, &world, &options);
+        guest_write(&guest, 0, SECTOR);
+        guest_close(&guest);
+        /* Dirty, where there is such a mark: refcounts are rebuilt. */
+        world.bytes[79] |= options.version == 3;
+        world.memory_fails = true;
+        world.calls = 0;
+        world.fail_at = number;
+        world.fail_code = -ENOMEM;
+        result = guest_open(&guest, &world, options.backing_name != NULL);
+        ck_assert(result == 0 || result == -ENOMEM);
+        if (result == 0)
+            guest_drop(&guest);
+        world_destroy(&world);
+    }
 }
 END_TEST
 
@@ -459,6 +500,8 @@ int main(void)
 
     tcase_set_timeout(cases, 60);
     tcase_add_loop_test(cases, every_call_fails, 0, (int)CASES);
+    tcase_add_loop_test(cases, every_allocation_fails, 0, (int)(2 * LAYOUTS));
+    tcase_add_loop_test(cases, every_allocation_of_an_open_fails, 0, (int)LAYOUTS);
     tcase_add_loop_test(cases, dirty_mark_stays, 0, 2);
     tcase_add_test(cases, unpublished_table_is_nobodys);
     tcase_add_loop_test(cases, every_call_fails_and_then_it_dies, 0, (int)(4 * LAYOUTS));

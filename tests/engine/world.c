@@ -89,12 +89,17 @@ uint64_t world_file_size(const struct world *world, enum format_file file)
     return file == FORMAT_FILE_DATA ? world->data_size : world->size;
 }
 
-static int world_fails(struct world *world)
+static int world_counts(struct world *world)
 {
     world->calls++;
     if (!world->fail_at || world->calls < world->fail_at)
         return 0;
     return world->calls == world->fail_at || world->fail_for_ever ? world->fail_code : 0;
+}
+
+static int world_fails(struct world *world)
+{
+    return world->memory_fails ? 0 : world_counts(world);
 }
 
 static int world_read(void *opaque, enum format_file file, uint64_t offset, void *buf, size_t size)
@@ -194,7 +199,10 @@ static uint64_t world_size(void *opaque, enum format_file file)
 
 static void *world_alloc(void *opaque, size_t size)
 {
-    (void)opaque;
+    struct world *world = opaque;
+
+    if (world->memory_fails && world_counts(world) < 0)
+        return NULL;
     return size > (UINT64_C(256) << 20) ? NULL : calloc(1, size ? size : 1);
 }
 

@@ -42,6 +42,7 @@ struct world {
     struct record *records;
     size_t count, records_room;
     uint64_t calls, fail_at; /* numbers of read, write, flush and grow calls; 0: none fails */
+    bool memory_fails;       /* not they, but allocations are counted and fail */
     int fail_code;
     bool fail_for_ever;
     bool fail_done; /* what fails was done nevertheless: only the answer got lost */

@@ -164,7 +164,7 @@ static struct slot *cache_sweep(struct cache *cache)
     return NULL;
 }
 
-/* A slot to fill; -EBUSY: write back first. */
+/* A slot to fill; -EBUSY: write back first; -ENOMEM: there never was one. */
 static int cache_take(struct qcow2 *q, struct cache *cache, struct slot **ret)
 {
     struct slot *slot = NULL;
@@ -179,7 +179,7 @@ static int cache_take(struct qcow2 *q, struct cache *cache, struct slot **ret)
     else if (cache->stuck || cache->dirty <= cache->count / 4 * 3)
         slot = cache_sweep(cache);
     *ret = slot;
-    return slot ? 0 : -EBUSY;
+    return slot ? 0 : cache->ready ? -EBUSY : -ENOMEM;
 }
 
 static void slot_fill(const struct cache *cache, struct slot *slot, const unsigned char *buf)
@@ -236,7 +236,9 @@ int cache_get_waiting(struct qcow2 *q, struct cache *cache, uint64_t key, struct
             return 0;
         }
         *waited = true;
-        if (slot || (cache_take(q, cache, &slot) < 0 && !cache->dirty))
+        if (!slot && (result = cache_take(q, cache, &slot)) == -ENOMEM)
+            return result;
+        if (slot ? slot->loading : !cache->dirty)
             result = cache_pass_time(q, cache, key, buf);
         else if (slot)
             result = cache_load(q, cache, key, slot, buf);

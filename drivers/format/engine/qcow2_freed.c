@@ -95,26 +95,25 @@ static void freed_lower(struct qcow2 *q, const struct freed *freed)
     }
 }
 
-/* Takes what waited off the list and lowers it. One at a time does so, since it lets go of the lock. */
+/* Lowers what waited and takes it off the list. One at a time does so, since it lets go of the lock: the list may grow
+ * meanwhile, and lie elsewhere. */
 static void freed_take(struct qcow2 *q)
 {
     struct freed_list *list = &q->freed;
     size_t count = list->waiting;
-    struct freed *items = q->io->alloc(q->world, count * sizeof(*items));
 
-    if (!items)
-        return;
-    memcpy(items, list->items, count * sizeof(*items));
+    list->reaping = true;
+    for (size_t i = 0; i < count; i++) {
+        struct freed freed = list->items[i];
+
+        freed_lower(q, &freed);
+    }
+    list->reaping = false;
     list->count -= count;
     list->removed += count;
     list->durable -= count;
     list->waiting = 0;
     memmove(list->items, list->items + count, list->count * sizeof(*list->items));
-    list->reaping = true;
-    for (size_t i = 0; i < count; i++)
-        freed_lower(q, &items[i]);
-    list->reaping = false;
-    q->io->release(q->world, items);
 }
 
 void freed_reap(struct qcow2 *q)
