@@ -73,7 +73,7 @@ void consumer_detach(struct change *change, struct consumer *consumer);
 
 /*
  * A client's request enters. The caller has set op, flags, offset, length, iov,
- * iov_count, done, extents, scratch_size, buffer_index; done(req) runs on the
+ * iov_count, done, extents, scratch_size, client; done(req) runs on the
  * same loop, perhaps before this returns. While the consumer is paused the
  * request is parked: stop taking work when consumer_paused().
  * Range and op are the caller's to check against consumer_size() and

@@ -37,7 +37,6 @@ static int edge_io(struct edge *edge, const struct request *what)
     io->request = *what;
     io->request.edge = edge;
     io->request.loop = loop_current();
-    io->request.buffer_index = UINT32_MAX;
     io->request.scratch_size = (uint16_t)scratch;
     io->request.done = edge_io_done;
     request_walk(&io->request, STEP_DOWN);

@@ -88,7 +88,7 @@ struct request {
     uint8_t op, epoch;
     uint32_t flags;
     int32_t result;                 /* 0 or -errno, set on the way up */
-    uint32_t buffer_index;          /* registered buffer that holds iov, or UINT32_MAX */
+    uint32_t client;                /* of the consumer, by a number of its own: clients share evenly what is limited */
 
     void (*done)(struct request *req);      /* line 2. Last touch of the graph; may free or reuse req */
     struct request *next;           /* link for whoever holds it */

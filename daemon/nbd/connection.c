@@ -278,7 +278,8 @@ int nbd_connection_start(const struct nbd_handshake *handshake, int fd, const vo
     connection->message.run = connection_begin;
     list_append(&export->connections, &connection->in_export);
     export->connection_count++;
-    AUTO_FREE char *name = memory_format("client%u", export->connection_number++);
+    connection->number = export->connection_number++;
+    AUTO_FREE char *name = memory_format("client%u", connection->number);
 
     object_attach(&connection->object, &connection_object_type, &export->export->object, name, NULL);
     loop_post(connection->loop, &connection->message);

@@ -52,6 +52,7 @@ struct nbd_connection {
     bool structured, extended, context, writethrough, read_only;
     bool finishing, closing, poller_gone;   /* the loop's */
     bool stop_posted, gone;                 /* the main loop's */
+    unsigned number;                        /* of its export's connections */
     bool active;                            /* something came since the last look of the trimmer */
     struct nbd_export *export;
     struct loop *loop;

@@ -125,7 +125,7 @@ static struct nbd_slot *slot_new(struct nbd_connection *connection, unsigned scr
     memset(slot, 0, sizeof(*slot));
     slot->connection = connection;
     slot->request.scratch_size = (uint16_t)scratch;
-    slot->request.buffer_index = UINT32_MAX;
+    slot->request.client = connection->number;
     slot->request.done = nbd_request_done;
     return slot;
 }

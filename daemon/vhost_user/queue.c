@@ -53,7 +53,6 @@ static int slots_create(struct vhost_slots *slots, struct vhost_queue *queue, un
         slot->next_free = (uint16_t)(i + 1);
         slot->request.done = vhost_blk_done;
         slot->request.scratch_size = (uint16_t)scratch;
-        slot->request.buffer_index = UINT32_MAX;
     }
     return 0;
 }

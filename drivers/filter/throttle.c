@@ -34,6 +34,7 @@ enum throttle_state { THROTTLE_IDLE, THROTTLE_WAITS, THROTTLE_HAS_TURN };
 
 struct throttle_client {
     const struct consumer *consumer;
+    uint32_t number;                        /* of the consumer's clients */
     struct request *first, *last;
 };
 
@@ -122,27 +123,28 @@ static void lease_add(struct throttle_queue *queue, uint64_t units[THROTTLE_UNIT
 
 /* Held requests */
 
-static struct throttle_client *queue_client(struct throttle_queue *queue, const struct consumer *consumer)
+static struct throttle_client *queue_client(struct throttle_queue *queue, const struct request *req)
 {
     struct throttle_client *unused = NULL;
 
     for (unsigned i = 0; i < THROTTLE_CLIENTS; i++) {
         struct throttle_client *client = &queue->clients[i];
 
-        if (client->first && client->consumer == consumer)
+        if (client->first && client->consumer == req->consumer && client->number == req->client)
             return client;
         if (!client->first && !unused)
             unused = client;
     }
     if (!unused)
-        return &queue->clients[(uintptr_t)consumer / 64 % THROTTLE_CLIENTS];
-    unused->consumer = consumer;
+        return &queue->clients[((uintptr_t)req->consumer / 64 + req->client) % THROTTLE_CLIENTS];
+    unused->consumer = req->consumer;
+    unused->number = req->client;
     return unused;
 }
 
 static void queue_hold(struct throttle_queue *queue, struct request *req)
 {
-    struct throttle_client *client = queue_client(queue, req->consumer);
+    struct throttle_client *client = queue_client(queue, req);
 
     req->next = NULL;
     if (client->first)

@@ -186,7 +186,7 @@ static void prepare(void)
     loop_set_current(loop);
     check(throttle_group_add(WALK_GROUP, &no_limits, &err), &err);
     for (unsigned i = 0; i < WALK_SLOTS; i++)
-        slots[i].req = (struct request){.done = walk_done, .buffer_index = UINT32_MAX, .scratch_size = WALK_SCRATCH};
+        slots[i].req = (struct request){.done = walk_done, .scratch_size = WALK_SCRATCH};
 }
 
 /* The two uses. */

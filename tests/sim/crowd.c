@@ -278,7 +278,6 @@ static void slot_submit(struct crowd_slot *slot)
         req->iov_count = array_size(slot->iov);
     }
     req->extents = &slot->list;
-    req->buffer_index = UINT32_MAX;
     req->scratch_size = CROWD_SCRATCH;
     req->done = slot_done;
     consumer_submit(&slot->crowd->consumer, req);

@@ -37,6 +37,7 @@ static void slot_done(struct request *req)
     ENSURE(slot && slot->busy);
     slot->busy = false;
     slot->load->done += req->result == 0;
+    slot->load->done_second += req->result == 0 && req->client == 1;
     slot->load->failed += req->result != 0;
 }
 
@@ -57,6 +58,7 @@ static bool slot_submit(struct load *load, unsigned loop, unsigned i)
                                       .iov = &slot->iov,
                                       .iov_count = 1,
                                       .scratch_size = 256,
+                                      .client = i < load->second,
                                       .done = slot_done};
     consumer_submit(&load->consumer, slot->request);
     return true;

@@ -23,6 +23,8 @@ struct load {
     unsigned loops, depth;          /* bits; 0: sends nothing new */
     uint8_t op;
     uint64_t size, done, failed;    /* bytes; requests */
+    unsigned second;                /* so many of depth are of another client of this consumer */
+    uint64_t done_second;           /* of done, its requests */
     struct load_slot {
         struct load *load;
         bool busy;

@@ -261,7 +261,6 @@ static void slot_submit(struct model_slot *slot)
         req->iov_count = array_size(slot->iov);
     }
     req->extents = &slot->list;
-    req->buffer_index = UINT32_MAX;
     req->scratch_size = MODEL_SCRATCH;
     req->done = slot_done;
     consumer_submit(&client->consumer, req);

@@ -296,6 +296,19 @@ static void clients_share(void)
     assert_near(modest->done, 5000);
 }
 
+/* As the connections of one export do. */
+static void connections_share(void)
+{
+    add_group("g", (struct throttle_limits){LIMIT(iops_total, 1000)});
+    add_node("n", "g");
+    struct load *load = load_add("n", 2, 64, REQ_READ, 4096);
+
+    load->second = 2;
+    seconds(10);
+    assert_near(load->done, 10000);
+    assert_near(load->done_second, 5000);
+}
+
 /* Changes */
 
 static void changes_live(void)
@@ -481,6 +494,7 @@ static void (*const bodies[])(void) = {
     bursts_for_long,
     nodes_share,
     clients_share,
+    connections_share,
     changes_live,
     drains_at_once,
     drains_delays,
