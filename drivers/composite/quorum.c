@@ -351,21 +351,43 @@ enum step quorum_slow(struct node *node, struct request *req)
 
 /* The disk as a whole */
 
+static bool quorum_can_repair(const struct node *node, const struct node *shorter)
+{
+    const struct quorum *quorum = node->state;
+    const struct quorum_options *options = node_driver_options(node);
+
+    if (node->driver != driver_table[NODE_DRIVER_QUORUM] || quorum->fifo || options->blkverify)
+        return false;
+    while (!shorter->driver->grow && shorter->filtered)
+        shorter = shorter->filtered->child;
+    return shorter->driver->grow != NULL;
+}
+
+/* All are of one size, unless one was left behind that can be made longer. */
+static int quorum_check_size(const struct node *node, const struct edge *edge, struct error *err)
+{
+    const struct quorum *quorum = node->state;
+    const struct edge *first = node->children[0];
+    uint64_t size = edge->child->size, other = first->child->size;
+    bool repairs = quorum_can_repair(node, size < other ? edge->child : first->child);
+
+    if (size == other || (repairs && quorum->rewrites))
+        return 0;
+    return error_set(err, -EINVAL, "%s (node '%s') has %" PRIu64 " bytes, but %s (node '%s') has %" PRIu64 "%s",
+                     edge->name, edge->child->name, size, first->name, first->child->name, other,
+                     repairs ? ": with rewrite-corrupted=on the shorter one is repaired" : "");
+}
+
 int quorum_open_children(struct node *node, unsigned threshold, struct error *err)
 {
     struct quorum *quorum = node->state;
 
     for (unsigned i = 0; i < node->child_count; i++) {
-        struct edge *edge = node->children[i], *first = node->children[0];
+        int result = quorum_check_size(node, node->children[i], err);
 
-        if (edge->child->size != first->child->size && !quorum->rewrites)
-            return error_set(err, -EINVAL, "%s (node '%s') has %" PRIu64 " bytes, but %s (node '%s') has %" PRIu64 "%s",
-                             edge->name, edge->child->name, edge->child->size, first->name, first->child->name,
-                             first->child->size,
-                             node->driver == driver_table[NODE_DRIVER_QUORUM] && !quorum->fifo
-                                 ? ": with rewrite-corrupted=on the shorter one is repaired"
-                                 : "");
-        quorum->children[quorum->count++] = edge;
+        if (result < 0)
+            return result;
+        quorum->children[quorum->count++] = node->children[i];
     }
     quorum->threshold = threshold;
     node->size = quorum_size(quorum);

@@ -535,6 +535,9 @@ static void refuses(void)
     REFUSES("'vote-threshold':2,'children':[" NULLS("512") "]", "vote-threshold=2 is more than the 1 children");
     REFUSES("'children':[" NULLS("512") "]", "vote-threshold");
     REFUSES("'vote-threshold':1,'children':[" NULLS("512") "," NULLS("1024") "]", "has 1024 bytes, but children.0");
+    /* What cannot be made longer is not repaired. */
+    REFUSES("'vote-threshold':1,'children':[" NULLS("512") "," NULLS("1024") "],'rewrite-corrupted':true",
+            "has 1024 bytes, but children.0");
     REFUSES("'vote-threshold':1,'children':[" NULLS("512") "," NULLS("512") "],'blkverify':true",
             "blkverify=on needs two children and vote-threshold=2");
     REFUSES("'vote-threshold':2,'children':[" NULLS("512") "," NULLS("512") "],'blkverify':true,"
