@@ -4,10 +4,12 @@
  */
 #include <errno.h>
 #include <event2/event.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "core/coroutine.h"
 #include "core/error.h"
@@ -95,6 +97,18 @@ static void life_run(void *arg)
     atomic_store(&loop_main->stop, true);
 }
 
+/* Who starts us without them must not find log lines in the file that is opened next. */
+static void life_open_standard_files(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
 /* As many clients as the hard limit of file descriptors permits. */
 static void life_raise_limits(void)
 {
@@ -137,6 +151,7 @@ static int life_process(void)
 {
     AUTO_ERROR struct error err = {0};
 
+    life_open_standard_files();
     log_set_level(life.line.log_level);
     signal(SIGPIPE, SIG_IGN);
     /* A file size limit fails the write, it does not end the daemon. */
@@ -166,7 +181,6 @@ int main(int argc, char **argv)
 {
     AUTO_ERROR struct error err = {0};
     int status = EXIT_FAILURE, rc = command_line_parse(&life.line, argc, argv, &err);
-
     if (rc == 0 && life.line.help_of_step) {
         const struct command_line_step *step = &life.line.steps[life.line.step_count - 1];
         rc = help_show(step->kind, step->value, &err);

@@ -239,6 +239,17 @@ class Background(Program):
             self.kill_daemon()
         self.assertEqual(os.listdir(self.folder), [])
 
+    def test_closed_standard_files(self):
+        """What is opened instead of them must not be written to: here the pid file, by a warning."""
+        result = subprocess.run(["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', CAIRND, "--daemonize", "--pidfile", "pid",
+                                 "--qmp", "qmp", "--chardev", "stdio,id=unused"], cwd=self.folder,
+                                env=self.environment, timeout=PATIENCE, check=False)
+        self.assertEqual(result.returncode, 0)
+        with open(self.path("pid"), encoding="utf-8") as file:
+            self.assertRegex(file.read(), r"\A\d+\n\Z")
+        self.assertEqual(self.cairnctl("quit").returncode, 0)
+        wait_until(lambda: not os.path.exists(self.path("pid")), "the end")
+
     def test_log_file_stays(self):
         with open(self.path("log"), "w", encoding="utf-8") as log:
             subprocess.run([CAIRND, "--daemonize", "--pidfile", "pid"], cwd=self.folder, stderr=log, timeout=PATIENCE,
