@@ -290,7 +290,7 @@ static int write_part(struct fan_task *task)
     return qcow2_write_end(part->disk->engine, &part->plan, write_planned(part->disk, &part->plan, part->data));
 }
 
-/* The same for write_parts(): with the range lock held. fill: only what the image has nothing for. */
+/* With the range lock held. fill: only what the image has nothing for, and of one cluster a part after the other. */
 static int write_parts(struct disk *disk, uint64_t offset, struct run_data data, uint64_t size, bool fill,
                        uint64_t *done)
 {
@@ -318,7 +318,7 @@ static int write_parts(struct disk *disk, uint64_t offset, struct run_data data,
             break;
         part->data.skip += at;
         at += part->plan.length;
-        if (at == size || n + 1 == RUN_PARTS)
+        if (at == size || n + 1 == RUN_PARTS || (offset + at) % disk->cluster_size)
             result = write_part(&part->task);
         else
             fan_start(&fan, &part->task);

@@ -230,6 +230,15 @@ class Formats(Filters):
         self.assertIn("identical", self.run_tool("qemu-img", "compare", "image", "base"))
         self.run_tool("qemu-img", "check", "image")
 
+    def test_copy_on_read_of_subclusters(self):
+        daemon = self.daemon(self.overlay(more=("-o", "extended_l2=on")))
+        client = self.client()
+        self.assertEqual(client.do(ZEROES, 36864, 4096).error, 0)
+        for _ in range(2):
+            self.assertEqual(client.do(READ, 32768, 8192).data, bytes(range(1, 129)) * 32 + bytes(4096))
+        self.end(daemon)
+        self.assertEqual(self.allocated("image"), [(0, 36864, False), (36864, 40960, True), (40960, 65536, False)])
+
     def test_copy_on_read_of_a_backing_that_comes(self):
         options = self.overlay()
         options["file"]["backing"] = None
