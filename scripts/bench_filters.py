@@ -1,42 +1,54 @@
-"""What filters cost that let everything pass: a null disk through 0 to 10 of them, over NBD and vhost-user-blk. Each stack
-is compared with the bare node of the same round."""
+"""What filters cost that let everything pass: a null disk through 0 to 10 of them, over NBD and vhost-user-blk. There is one
+server, whose export goes from one stack to the other: two servers differ by more than filters cost."""
+import os
 import statistics
+import subprocess
 
 import bench_common
 import bench_vhost
-from bench_common import SIZE, Server, in_turn, median
+from bench_common import ROOT, SIZE, Server, in_turn, median
 
+CAIRNCTL = os.path.join(ROOT, "build/cairnctl")
 LAYERS = (0, 1, 4, 10)
 MOST = LAYERS[-1]
 IOPS_BAR, NS_BAR = 0.95, 5      # of the bare node's, over NBD; for each layer, over vhost-user-blk
-NULL = f"driver=null-co,node-name={{}},size={SIZE}"
+NULL = f"driver=null-co,node-name=d,size={SIZE}"
 
 
-def stacked(cairn, layers):
-    """The command of a null node, "d" or below so many filters of which the highest is "d"."""
-    names = [f"f{i}" for i in range(layers)][:-1] + ["d"]
-    if not layers:
-        return cairn(NULL.format("d"), 1)
-    below = ["null"] + names[:-1]
-    nodes = [f"driver=delay,node-name={name},file={child}" for name, child in zip(names, below)]
-    words = [word for node in [NULL.format("null"), *nodes[:-1]] for word in ("--blockdev", node)]
-    return cairn(nodes[-1], 1, *words)
+def stack(layers):
+    """Options of so many filters over "d", of which the highest is "top<layers>"."""
+    names = ["d"] + [f"f{layers}.{i}" for i in range(1, layers)] + [f"top{layers}"]
+    return [f"driver=delay,node-name={name},file={child}" for child, name in zip(names, names[1:])]
+
+
+def command(cairn):
+    """d comes first: each stack is on it."""
+    def words(path):
+        nodes = [word for layers in LAYERS if layers for node in stack(layers) for word in ("--blockdev", node)]
+        whole = cairn(NULL, 1, "--qmp", path + ".qmp")(path)
+        at = whole.index("--blockdev") + 2
+        return whole[:at] + nodes + whole[at:]
+    return words
+
+
+def put_on(server, layers):
+    subprocess.run([CAIRNCTL, "-s", server.socket + ".qmp", "x-blockdev-change", "parent=e", "child=root",
+                    f"node={f'top{layers}' if layers else 'd'}"], check=True)
 
 
 def measure(name, kind, cairn, export, load, folder, options):
     """kind: of Server. The medians of each stack, and for each round what the highest has of the bare one's IOPS."""
-    running = [kind(f"{name}-{layers}", stacked(cairn, layers), folder, export) for layers in LAYERS]
-    samples = {server.name: [] for server in running}
+    server = kind(f"filters-{name}", command(cairn), folder, export)
+    samples = {layers: [] for layers in LAYERS}
     try:
         for number in range(options.rounds):
-            for server in in_turn(running, number):
-                samples[server.name].append(server.load(load, options.seconds))
+            for layers in in_turn(LAYERS, number):
+                put_on(server, layers)
+                samples[layers].append(server.load(load, options.seconds))
     finally:
-        for server in running:
-            server.stop()
-    bare, most = samples[f"{name}-0"], samples[f"{name}-{MOST}"]
-    return {layers: median(samples[f"{name}-{layers}"]) for layers in LAYERS}, [
-        high["iops"] / low["iops"] for high, low in zip(most, bare)]
+        server.stop()
+    return {layers: median(samples[layers]) for layers in LAYERS}, [
+        high["iops"] / low["iops"] for high, low in zip(samples[MOST], samples[0])]
 
 
 def judged(name, text, met, figures):

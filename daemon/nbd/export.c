@@ -35,7 +35,10 @@ static int nbd_export_prepare(struct export *export, const void *opaque, struct 
     const char *id = options->server ? options->server : "";
 
     nbd->export = export;
-    nbd->name = options->name ? options->name : export->options->node_name;
+    /* Clients go on to know it by the name that it had at first, also when it goes to another node. */
+    if (!options->name)
+        export->options->u.nbd.name = memory_string(export->options->node_name);
+    nbd->name = options->name;
     nbd->description = options->description;
     nbd->server = nbd_server_find(id);
     bool running = nbd->server && !nbd->server->stopping;

@@ -259,6 +259,21 @@ class Reopen(programs.Program):
             self.assertGreater(stat("l2-hits"), hits)
         self.finish()
 
+    def test_an_export_that_moves_keeps_its_name(self):
+        """The name that it has from its first node, which may go."""
+        self.call("blockdev-add", **self.file())
+        self.call("blockdev-add", driver="null-co", node_name="first-node-of-the-export", size=SIZE, read_zeroes=True)
+        self.call("block-export-add", type="nbd", id="e", node_name="first-node-of-the-export")
+        listed = [line for line in self.tool("nbdinfo", "--list", "nbd+unix:///?socket=nbd").splitlines() if "export=" in line]
+        self.call("x-blockdev-change", parent="e", child="root", node="file")
+        self.call("blockdev-del", node_name="first-node-of-the-export")
+        self.assertEqual(listed, ['export="first-node-of-the-export":'])
+        self.assertIn(listed[0], self.tool("nbdinfo", "--list", "nbd+unix:///?socket=nbd").splitlines())
+        client = NbdClient(self.path("nbd")).go("first-node-of-the-export")
+        self.assertEqual(client.do(READ, 3 * MIB, 1).data, b"\3")
+        client.close()
+        self.finish()
+
     def test_qcow2_backing(self):
         self.call("blockdev-add", **self.file(**{"read-only": True}))
         self.call("blockdev-add", **self.qcow2(backing="file"))
