@@ -16,6 +16,9 @@
 #include "core/memory.h"
 #include "generated/options.h"
 
+/* At the end, once not all came to rest in time: what each may take by itself. */
+#define EXPORT_STOP_NS 1000000000u
+
 struct list export_registry = LIST_INIT(export_registry);
 static struct list export_pending = LIST_INIT(export_pending);
 static struct coroutine *export_stop_waiter;
@@ -324,7 +327,7 @@ static void export_end(void *arg)
     list_remove(&export->in_registry);
     event_emit("BLOCK_EXPORT_DELETED", &block_export_deleted_event_type, &event);
     export_free(export);
-    if (export_stop_waiter && list_is_empty(&export_registry))
+    if (export_stop_waiter)
         coroutine_wake(take_ptr(&export_stop_waiter));
 }
 
@@ -333,22 +336,49 @@ void export_stopped(struct export *export)
     coroutine_start(loop_main, export_end, export);
 }
 
-void export_stop_all(void)
+static int export_stop(struct export *const *exports, unsigned count, struct error *err)
 {
     struct change *change = change_new();
+
+    for (unsigned i = 0; i < count; i++)
+        export_remove(change, exports[i], true, err);
+    return change_apply(change, err);
+}
+
+static bool export_is_stopping(void)
+{
     struct export *export;
-    AUTO_ERROR struct error err = {0};
 
     list_for_each(export, &export_registry, in_registry) {
-        if (!export->stopping)
-            export_remove(change, export, true, &err);
+        if (export->stopping)
+            return true;
     }
-    if (change_apply(change, &err) < 0)
-        return;
-    if (!list_is_empty(&export_registry)) {
+    return false;
+}
+
+int export_stop_all(struct error *err)
+{
+    AUTO_FREE struct export **exports = NULL;
+    struct export *export;
+    unsigned count = 0;
+
+    list_for_each(export, &export_registry, in_registry) {
+        if (export->stopping)
+            continue;
+        exports = memory_grow(exports, count + 1, sizeof(*exports));
+        exports[count++] = export;
+    }
+    int result = export_stop(exports, count, err);
+
+    if (result < 0)
+        change_drain_limit_ns = EXPORT_STOP_NS;
+    for (unsigned i = 0; i < count && result < 0; i++)
+        export_stop(&exports[i], 1, NULL);
+    while (export_is_stopping()) {
         export_stop_waiter = coroutine_self();
         coroutine_yield();
     }
+    return result;
 }
 
 int export_use_iothread(struct export *export, const char *id, struct loop **ret, struct error *err)

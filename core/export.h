@@ -71,8 +71,9 @@ int export_move(struct change *change, struct export *export, const char *name, 
 /* By the type, when stop() is through. */
 void export_stopped(struct export *export);
 
-/* Stops all and waits until they are gone; main loop coroutine. */
-void export_stop_all(void);
+/* The end: stops all and waits until they are gone; main loop coroutine. If some do not come to rest in time they stay,
+ * -ETIMEDOUT tells of one, and from then on drains do not wait for long. */
+int export_stop_all(struct error *err);
 
 /* The loop for the next client, round robin. */
 struct loop *export_next_loop(struct export *export);

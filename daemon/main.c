@@ -93,7 +93,10 @@ static void life_run(void *arg)
         life.waiting = NULL;
     }
     systemd_notify("STOPPING=1");
-    shutdown_run(life.reason);
+    if (!shutdown_run(life.reason)) {
+        pidfile_remove();
+        _exit(EXIT_FAILURE);
+    }
     atomic_store(&loop_main->stop, true);
 }
 
@@ -181,6 +184,7 @@ int main(int argc, char **argv)
 {
     AUTO_ERROR struct error err = {0};
     int status = EXIT_FAILURE, rc = command_line_parse(&life.line, argc, argv, &err);
+
     if (rc == 0 && life.line.help_of_step) {
         const struct command_line_step *step = &life.line.steps[life.line.step_count - 1];
         rc = help_show(step->kind, step->value, &err);

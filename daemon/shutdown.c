@@ -6,8 +6,6 @@
  */
 #include "daemon/shutdown.h"
 
-#include <stdbool.h>
-
 #include "core/change.h"
 #include "core/error.h"
 #include "core/event.h"
@@ -40,15 +38,16 @@ static int shutdown_change(struct change *change, int rc, struct error *err)
 
 static void shutdown_sources(void)
 {
-    AUTO_ERROR struct error err = {0};
-    struct change *change = change_new();
-    struct source *source;
-    int rc = 0;
+    struct source *source, *after;
 
-    list_for_each(source, &source_registry, in_registry)
-        rc = rc ? rc : source_remove(change, source, &err);
-    if (shutdown_change(change, rc, &err) < 0)
-        log_error("cannot remove all sources: %s", err.text);
+    list_for_each_safe(source, after, &source_registry, in_registry) {
+        AUTO_ERROR struct error err = {0};
+        struct change *change = change_new();
+        int rc = source_remove(change, source, &err);
+
+        if (shutdown_change(change, rc, &err) < 0)
+            log_error("cannot remove source '%s': %s", source->id, err.text);
+    }
 }
 
 /* Closes the nodes that nobody uses. False when there are none left, or it failed. */
@@ -73,15 +72,21 @@ static bool shutdown_unused_nodes(void)
     return count > 0;
 }
 
-void shutdown_run(const char *reason)
+bool shutdown_run(const char *reason)
 {
+    AUTO_ERROR struct error err = {0};
+
     qmp_stop_commands();
     shutdown_announce(reason);
-    export_stop_all();
+    bool quiet = export_stop_all(&err) == 0;
+    if (!quiet)
+        log_error("cannot stop all exports: %s", err.text);
     nbd_server_stop_all();
     shutdown_sources();
     while (shutdown_unused_nodes())
         ;
-    iothread_stop_all();
+    if (quiet)
+        iothread_stop_all();
     qmp_stop_all();
+    return quiet;
 }

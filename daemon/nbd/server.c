@@ -394,14 +394,15 @@ int nbd_server_stop(const char *id, struct error *err)
 
 void nbd_server_stop_all(void)
 {
-    struct nbd_server *server;
+    struct nbd_server *server, *after;
 
-    while ((server = list_first(&nbd_server_registry, struct nbd_server, in_registry))) {
+    list_for_each_safe(server, after, &nbd_server_registry, in_registry) {
         AUTO_ERROR struct error err = {0};
 
+        /* Its exports were told to stop before: what is left does not come to rest. */
         if (nbd_server_stop(server->id, &err) < 0) {
             log_error("NBD server '%s' cannot be stopped: %s", server->id, err.text);
-            return;
+            server_stop_listening(server);
         }
     }
 }

@@ -174,6 +174,38 @@ class Faults(NbdTest):
                 client.request(READ, 0, 65536)
 
 
+class HungDisk(programs.Program):
+    def test_a_stop(self):
+        """A disk that does not answer is left behind after one wait; the others, and sources, are closed as always."""
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "good", "8M"],
+                       cwd=self.folder, check=True, timeout=programs.PATIENCE)
+        daemon = self.serve("--blockdev", "null-co,node-name=hung,size=1M,latency-ns=1000000000000",
+                            "--blockdev", "qcow2,node-name=good,file.driver=file,file.filename=good",
+                            "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd')}",
+                            "--export", "nbd,id=hung,node-name=hung", "--pidfile", "pid")
+        self.ask("source-add", "id=one", "node=hung")
+        self.ask("source-add", "id=two", "node=good")
+        self.ask("block-export-add", "type=nbd", "id=good", "node-name=two", "name=good", "writable=on")
+        with NbdClient(self.path("nbd")) as stuck, NbdClient(self.path("nbd")) as client:
+            stuck.go("hung").request(READ, 0, 512)
+            self.assertEqual(client.go("good").do(WRITE, 0, data=b"x" * MIB).error, 0)
+            start = time.monotonic()
+            daemon.terminate()
+            said = daemon.communicate(timeout=programs.PATIENCE)[1]
+        self.assertLess(time.monotonic() - start, 50)
+        self.assertEqual(daemon.returncode, 1)
+        self.assertIn("export 'hung' still has 1 requests in flight", said)
+        self.assertNotIn("Sanitizer", said)
+        self.assertEqual(sorted(os.listdir(self.folder)), ["good"])
+        for command in (["qemu-img", "check", "good"], ["qemu-io", "-f", "qcow2", "-c", "read -P 0x78 0 1M", "good"]):
+            result = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False,
+                                    timeout=programs.PATIENCE)
+            self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+            self.assertNotIn("Pattern verification failed", result.stdout)
+        with open(self.path("good"), "rb") as image:
+            self.assertEqual(struct.unpack(">Q", image.read(80)[72:])[0] & 1, 0, "the dirty mark stayed")
+
+
 class FullDisk(programs.Program):
     def test_no_space(self):
         small = self.path("small")
