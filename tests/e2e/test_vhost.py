@@ -102,6 +102,14 @@ class Loads(VhostTest):
         wait_until(lambda: (before := ticks(), time.sleep(0.5), ticks() == before)[-1], "an idle daemon")
 
 
+class Unanswered(VhostTest):
+    def test_the_bench_gives_up(self):
+        self.daemon = self.serve("--object", "throttle-group,id=g,limits.bps-total=1", "--blockdev",
+                                 "driver=throttle,node-name=d,throttle-group=g,file.driver=null-co,file.size=64M", "--export",
+                                 "vhost-user-blk,id=e,addr.type=unix,addr.path=vhost,node-name=d")
+        self.bench_fails("requests are not answered", "--timeout=2", "--count=10")
+
+
 class Life(VhostTest):
     def test_one_front_end_at_a_time(self):
         self.serve_export()

@@ -265,6 +265,8 @@ int job_run(struct job *job, const struct job_turn *turn, struct error *err)
     if (count < 0)
         return error_set(err, count, "the server returned a request that is not in flight");
     uint64_t now = count ? measure_now() : 0;
+    if (count)
+        atomic_store_explicit(&job->heard_at, now, memory_order_relaxed);
     for (int i = 0; i < count; i++) {
         int rc = job_finish(job, &job->done[i], now, turn->counting && !job->sweeping, err);
         if (rc < 0)

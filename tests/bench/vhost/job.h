@@ -1,10 +1,12 @@
 /*
  * The load on one queue: which requests are sent, what becomes of them, and
  * what was measured. A job belongs to its thread; others touch it only while
- * that thread is parked or has ended.
+ * that thread is parked or has ended, but for heard_at.
  */
 #ifndef TESTS_BENCH_VHOST_JOB_H
 #define TESTS_BENCH_VHOST_JOB_H
+
+#include <stdatomic.h>
 
 #include "core/error.h"
 #include "tests/bench/vhost/measure.h"
@@ -40,6 +42,7 @@ struct job {
     uint32_t block_size;
     bool sweeping;                  /* verify: everything that was written is read at last */
     uint8_t *mix;                   /* enum bench_op, one for each unit of weight */
+    _Atomic uint64_t heard_at;      /* when something came back last */
     struct job_result result;
     struct error failure;           /* the first request that failed */
 };

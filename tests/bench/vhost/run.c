@@ -21,6 +21,7 @@ struct run {
     struct bench *bench;
     uint64_t begin, end, restart, give_up;  /* when each of these is due; RUN_NEVER: not at all */
     uint64_t restart_every, counted_from;
+    uint64_t resumed_at;                    /* the load began, or goes on after it was interrupted */
     double own_cpu, server_cpu;
     int signals;                            /* SIGINT and SIGTERM end the load early */
 };
@@ -62,6 +63,7 @@ static void run_plan(struct run *run)
     uint64_t now = measure_now(), length = run_ns(options->warmup + options->seconds);
 
     run->begin = run->end = run->restart = run->give_up = RUN_NEVER;
+    run->resumed_at = now;
     if (options->count) {
         run_begin(run);
         run->restart_every = RUN_RESTART_NS;
@@ -108,6 +110,7 @@ static int run_restart(struct run *run, struct error *err)
     if (rc < 0)
         return rc;
     load_resume(&bench->load);
+    run->resumed_at = measure_now();
     run->restart = ++bench->events.restarts < bench->options.restarts ? measure_now() + run->restart_every : RUN_NEVER;
     return 0;
 }
@@ -159,6 +162,7 @@ static int run_reconnect(struct run *run, struct error *gone, struct error *err)
     }
     bench->events.reconnects++;
     load_resume(&bench->load);
+    run->resumed_at = measure_now();
     return 0;
 }
 
@@ -182,6 +186,22 @@ static int run_hear(struct run *run, const struct pollfd *ready, struct error *e
     return rc < 0 ? run_reconnect(run, &gone, err) : 0;
 }
 
+/* When to give up a load whose end is not known: the timeout after the last answer. */
+static uint64_t run_limit(const struct run *run)
+{
+    const struct bench *bench = run->bench;
+    uint64_t heard = run->resumed_at;
+
+    if (!bench->options.count || bench->load.ending)
+        return RUN_NEVER;
+    for (unsigned i = 0; i < bench->options.queues; i++) {
+        uint64_t at = atomic_load_explicit(&bench->jobs[i].heard_at, memory_order_relaxed);
+
+        heard = at > heard ? at : heard;
+    }
+    return heard + bench->options.timeout * 1000000000ull;
+}
+
 /* Does what is due. */
 static int run_step(struct run *run, uint64_t now, struct error *err)
 {
@@ -195,7 +215,7 @@ static int run_step(struct run *run, uint64_t now, struct error *err)
         run->end = run->restart = RUN_NEVER;
         run->give_up = now + bench->options.timeout * 1000000000ull + run_ns(bench->options.verify ? 600 : 0);
     }
-    if (now >= run->give_up)
+    if (now >= run->give_up || now >= run_limit(run))
         return error_set(err, -ETIMEDOUT, "requests are not answered");
     if (now >= run->restart) {
         AUTO_ERROR struct error gone = {0};
@@ -214,7 +234,10 @@ static uint64_t run_due(const struct run *run)
     uint64_t due = run->begin < run->end ? run->begin : run->end;
 
     due = run->restart < due ? run->restart : due;
-    return run->give_up < due ? run->give_up : due;
+    due = run->give_up < due ? run->give_up : due;
+    uint64_t limit = run_limit(run);
+
+    return limit < due ? limit : due;
 }
 
 static int run_wait(struct run *run, struct error *err)
