@@ -188,6 +188,23 @@ START_TEST(dirty_mark_stays)
 }
 END_TEST
 
+/* With lazy refcounts, and nothing else that marks the image as dirty: the new table's clusters are counted all the same. */
+START_TEST(longer_disk_is_counted)
+{
+    struct qcow2_create_options options = {
+        .version = 3, .cluster_bits = 9, .refcount_order = 4, .size = 1 << 20, .lazy_refcounts = true};
+    struct world world;
+    struct guest guest;
+
+    world_init(&world);
+    guest_create(&guest, &world, &options);
+    /* The second time a table that is longer than what half a refcount block counts. */
+    ck_assert_int_eq(guest_resize(&guest, _i ? UINT64_C(400) << 20 : 8 << 20), 0);
+    die(&guest, &world, "longer, and killed");
+    world_destroy(&world);
+}
+END_TEST
+
 /* Puts back what the first write of the header since the recording began has put there. */
 static bool put_first_header(struct world *world)
 {
@@ -503,6 +520,7 @@ int main(void)
     tcase_add_loop_test(cases, every_allocation_fails, 0, (int)(2 * LAYOUTS));
     tcase_add_loop_test(cases, every_allocation_of_an_open_fails, 0, (int)LAYOUTS);
     tcase_add_loop_test(cases, dirty_mark_stays, 0, 2);
+    tcase_add_loop_test(cases, longer_disk_is_counted, 0, 2);
     tcase_add_test(cases, unpublished_table_is_nobodys);
     tcase_add_loop_test(cases, every_call_fails_and_then_it_dies, 0, (int)(4 * LAYOUTS));
     tcase_add_test(cases, freed_clusters_wait_for_grace);

@@ -19,7 +19,9 @@ static int l1_publish(struct qcow2 *q, const struct l1_table *l1, uint64_t offse
             words[i] = done / 8 + i < l1->count ? htobe64(l1->entries[done / 8 + i].offset) : 0;
         result = image_write(q, offset + done, q->staging, q->geometry.cluster_size);
     }
-    /* With it, the refcounts of its clusters. */
+    /* With it, the refcounts of its clusters: also lazy ones, since perhaps nothing has marked the image as dirty. */
+    if (result == 0)
+        result = cache_write_back(q, &q->refcounts);
     if (result == 0)
         result = tables_write_back(q, true);
     if (result < 0)
