@@ -23,19 +23,28 @@ struct complete_state {
     struct json_object *given;      /* the object in which the member stands, as far as it was typed */
 };
 
-/* Where names of things come from. No command: any. */
+/* Where names of things come from. No command: any of which nothing else is said. */
 static const struct complete_source {
     const char *command, *argument, *query, *member;
 } complete_sources[] = {
     {"blockdev-add", "node-name", NULL, NULL},
     {"block-export-add", "id", NULL, NULL},
     {"block-export-add", "iothread", "query-iothreads", "id"},
+    {"block-export-add", "node-name", "query-named-block-nodes", "node-name"},
+    {"block-export-add", "node-name", "query-sources", "id"},
     {"block-export-del", "id", "query-block-exports", "id"},
     {"object-del", "id", "query-iothreads", "id"},
+    {"nbd-server-stop", "id", "query-nbd-servers", "id"},
     {"source-del", "id", "query-sources", "id"},
+    {"x-blockdev-change", "parent", "query-named-block-nodes", "node-name"},
+    {"x-blockdev-change", "parent", "query-sources", "id"},
+    {"x-blockdev-change", "parent", "query-block-exports", "id"},
     {NULL, "node-name", "query-named-block-nodes", "node-name"},
     {NULL, "node", "query-named-block-nodes", "node-name"},
     {NULL, "device", "query-named-block-nodes", "node-name"},
+    {NULL, "overlay", "query-named-block-nodes", "node-name"},
+    {NULL, "parent", "query-named-block-nodes", "node-name"},
+    {NULL, "source", "query-sources", "id"},
 };
 
 static void complete_add(struct complete_state *state, const char *text, const char *suffix)
@@ -96,6 +105,7 @@ static void complete_value(struct complete_state *state, const char *command, co
                            struct json_object *type)
 {
     struct json_object *enumeration = schema_alternative(state->schema, type, "enum");
+    bool found = false;
 
     if (enumeration)
         schema_each_value(enumeration, complete_plain, state);
@@ -105,12 +115,15 @@ static void complete_value(struct complete_state *state, const char *command, co
     }
     for (unsigned i = 0; i < array_size(complete_sources); i++) {
         const struct complete_source *source = &complete_sources[i];
-        if (strcmp(argument, source->argument) != 0 || (source->command && strcmp(command, source->command) != 0))
+        if (strcmp(argument, source->argument) != 0 ||
+            (source->command ? strcmp(command, source->command) != 0 : found))
             continue;
         if (source->query)
             complete_query(state, source->query, source->member);
-        return;
+        found = true;
     }
+    if (found)
+        return;
     /* a node reference is a name or an object */
     if (schema_alternative(state->schema, type, "string") && schema_alternative(state->schema, type, "object"))
         complete_query(state, "query-named-block-nodes", "node-name");

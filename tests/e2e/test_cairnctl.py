@@ -209,11 +209,14 @@ class Shell(Program):
         self.assertEqual(self.leave(), 0)
 
     def test_completion(self):
+        self.assertEqual(self.cairnctl("source-add", "id=stable", "node=disk0").returncode, 0)
         for typed, shown in (("query-na\t", "query-named-block-nodes "), ("blockdev-add dri\t", "driver="),
                              ("blockdev-add driver=nul\t", "null-co "),
                              ("blockdev-add driver=null-co lat\t", "latency-ns="),
                              ("blockdev-add driver=raw file.driver=host\t", "host_device "),
                              ("blockdev-add driver=raw file=d\t", "disk0 "), ("blockdev-del node-name=\t", "disk0 "),
+                             ("source-push source=\t", "stable "), ("block-export-add node-name=s\t", "stable "),
+                             ("x-blockdev-change parent=d\t", "disk0 "), ("x-blockdev-change parent=s\t", "stable "),
                              ("node \t", "options "), ("node options d\t", "disk0 "), ("help blockdev-d\t", "del "),
                              ("blockdev-add driver=null-co read-only=\t\t", "read-only=on")):
             with self.subTest(typed=typed):
