@@ -7,6 +7,7 @@
 #include <check.h>
 #include <endian.h>
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -527,6 +528,9 @@ int main(void)
     tcase_add_test(cases, freed_clusters_wait_for_flush);
     tcase_add_test(cases, slice_is_nobodys_while_it_is_read);
     tcase_add_loop_test(cases, reads_go_on_when_tables_cannot_be_written, 0, 2);
+    /* Images that are made again and again take the same memory. */
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
     suite_add_tcase(suite, cases);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
