@@ -305,6 +305,28 @@ START_TEST(guest_data_over_metadata)
 }
 END_TEST
 
+/* Subclusters that are said to have data in a cluster that nobody has: a write beside them would give them what was there. */
+START_TEST(subclusters_of_no_cluster)
+{
+    struct qcow2_create_options options = {
+        .version = 3, .cluster_bits = 14, .refcount_order = 4, .extended_l2 = true, .size = 256 << 10};
+    struct world world;
+    struct guest guest;
+
+    world_init(&world);
+    guest_create(&guest, &world, &options);
+    ck_assert_int_eq(guest_write(&guest, 65536, 512), 0);
+    guest_close(&guest);
+    /* The L2 table lies behind the header, the refcount table and block, and the L1 table. */
+    poke(&world, 4 * 16384 + 16 * 1 + 8, 8, 2);
+    ck_assert_int_eq(guest_open(&guest, &world, false), 0);
+    ck_assert_int_lt(guest_write(&guest, 0, 512), 0);
+    ck_assert(qcow2_is_corrupted(guest.q));
+    guest_drop(&guest);
+    world_destroy(&world);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("hostile");
@@ -318,6 +340,7 @@ int main(void)
     tcase_add_loop_test(cases, refcount_table_entry, 0, (int)ENTRIES);
     tcase_add_test(cases, refcounts);
     tcase_add_loop_test(cases, guest_data_over_metadata, 0, 5);
+    tcase_add_test(cases, subclusters_of_no_cluster);
     suite_add_tcase(suite, cases);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -195,7 +195,7 @@ static void slice_examine_entries(struct qcow2 *q, const struct slot *slot)
         struct l2_entry entry = l2_entry_get(q, slot, i);
         uint64_t host = entry_host(entry), length = q->geometry.cluster_size;
 
-        if (entry.entry & ~plain) {
+        if ((entry.entry | entry.bitmap) & ~plain) {
             if (!entry_sane(q, entry)) {
                 corrupt(q, host, length, "Invalid L2 entry 0x%llx", (unsigned long long)entry.entry);
                 return;
