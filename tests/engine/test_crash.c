@@ -517,6 +517,18 @@ static uint64_t reftable_offset(const struct world *world)
     return be64toh(offset);
 }
 
+/* The second time somebody else writes on during each flush: blocks and tables are made while others are written. */
+static uint64_t blocks_at;
+static struct guest *blocks_guest;
+
+static void blocks_meanwhile(struct world *world)
+{
+    (void)world;
+    if (blocks_at + 8 * SECTOR <= blocks_guest->size)
+        ensure(guest_write(blocks_guest, blocks_at, 8 * SECTOR) == 0);
+    blocks_at += 8 * SECTOR;
+}
+
 /* Writes and flushes a disk from its begin to its end, and looks at all cuts of each step that made a block, or
  * another table. */
 START_TEST(crash_refcount_blocks)
@@ -529,13 +541,20 @@ START_TEST(crash_refcount_blocks)
 
     world_init(&world);
     guest_create(&guest, &world, &options);
-    for (uint64_t at = 0; at < options.size && !tables; at += 8 * SECTOR) {
+    blocks_guest = &guest;
+    for (blocks_at = 0; blocks_at < options.size && !tables;) {
+        uint64_t at = blocks_at;
         struct cut cut = {.log = &world};
+
+        world.meanwhile = NULL;
+        ensure(guest_flush(&guest) == 0);
         uint64_t table = reftable_offset(&world);
 
         memcpy(before, world.bytes + table, sizeof(before));
         world_forget(&world);
         base_take(&cut);
+        blocks_at += 8 * SECTOR;
+        world.meanwhile = _i ? blocks_meanwhile : NULL;
         world.recording = true;
         world_record(&world, RECORD_PROMISE, 0, guest.model, guest.size);
         ensure(guest_write(&guest, at, 8 * SECTOR) == 0 && guest_flush(&guest) == 0);
@@ -579,7 +598,7 @@ int main(void)
         return 1;
     tcase_set_timeout(cases, cuts_asked > 12000 ? 0 : 120);
     tcase_add_test(cases, crash_short);
-    tcase_add_test(cases, crash_refcount_blocks);
+    tcase_add_loop_test(cases, crash_refcount_blocks, 0, 2);
     tcase_add_loop_test(cases, crash_data_file, FIRST_APART, (int)LAYOUTS);
     tcase_add_loop_test(cases, crash_long, 0, (int)LAYOUTS);
     suite_add_tcase(suite, cases);
