@@ -6,10 +6,8 @@
  */
 #include "daemon/tools/cairnctl_arguments.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <json-c/json.h>
-#include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,6 +15,7 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "daemon/tools/cairnctl_schema.h"
+#include "qmp/option_scalar.h"
 
 #define ARGUMENTS_DEPTH_MAX 32
 #define ARGUMENTS_INPUT_MAX (64u << 20)
@@ -141,24 +140,17 @@ static int arguments_word(struct json_object *root, const char *word, struct err
     return arguments_put(root, path, value, err);
 }
 
+/* Any number may be a size: what it is, the daemon knows. */
 static struct json_object *arguments_integer(const char *text)
 {
-    static const char units[] = "KMGTPE";
-    char *end;
+    struct option_number number;
 
-    if (!isdigit((unsigned char)text[text[0] == '-']))
+    if (option_scalar_number(text, true, &number) < 0 && option_scalar_number(text, false, &number) < 0)
         return NULL;
-    errno = 0;
-    bool negative = text[0] == '-';
-    unsigned long long value = strtoull(negative ? text + 1 : text, &end, 0);
-    const char *unit = *end ? strchr(units, toupper((unsigned char)*end)) : NULL;
-    unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
-    if (errno || *(unit ? end + 1 : end) != '\0' || value > ULLONG_MAX >> shift)
-        return NULL;
-    value <<= shift;
-    if (!negative)
-        return value <= LLONG_MAX ? json_object_new_int64((int64_t)value) : json_object_new_uint64(value);
-    return value <= LLONG_MAX ? json_object_new_int64(-(int64_t)value) : NULL;
+    if (!number.negative)
+        return number.magnitude <= INT64_MAX ? json_object_new_int64((int64_t)number.magnitude)
+                                             : json_object_new_uint64(number.magnitude);
+    return number.magnitude <= INT64_MAX ? json_object_new_int64(-(int64_t)number.magnitude) : NULL;
 }
 
 static struct json_object *arguments_number(const char *text)
@@ -171,12 +163,9 @@ static struct json_object *arguments_number(const char *text)
 
 static struct json_object *arguments_boolean(const char *text)
 {
-    static const char *const words[] = {"off", "on", "no", "yes", "false", "true"};
+    bool value;
 
-    for (unsigned i = 0; i < array_size(words); i++)
-        if (strcmp(text, words[i]) == 0)
-            return json_object_new_boolean(i % 2);
-    return NULL;
+    return option_scalar_bool(text, &value) < 0 ? NULL : json_object_new_boolean(value);
 }
 
 /* A text as the type wants it; as text where it does not fit. */

@@ -23,10 +23,10 @@ class Cairnctl(Program):
 
     def test_typed_arguments(self):
         self.ask("blockdev-add", "driver=raw", "node-name=r", "offset=0x200", "size=64K", "read-only=on",
-                 "file.driver=null-co", "file.size=1M", "file.latency-ns:=0")
+                 "file.driver=null-co", "file.size=1048576B", "file.latency-ns=010")
         options = json.loads(self.cairnctl("node", "options", "r").stdout)
         self.assertEqual((options["offset"], options["size"], options["read-only"]), (512, 65536, True))
-        self.assertEqual(options["file"]["size"], 1 << 20)
+        self.assertEqual((options["file"]["size"], options["file"]["latency-ns"]), (1 << 20, 10))
 
     def test_lists_and_json(self):
         self.ask("transaction", "actions.0.type=blockdev-add", "actions.0.data.driver=null-co",
