@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 void world_init(struct world *world)
 {
@@ -268,3 +269,19 @@ const struct format_io world_io = {
     .grace_over = world_grace_over,
     .report = world_report,
 };
+
+bool world_save(const struct world *world, enum format_file which, const char *path)
+{
+    const unsigned char *bytes = world_bytes(world, which);
+    uint64_t size = world_file_size(world, which);
+    FILE *file = fopen(path, "wb");
+
+    if (!file)
+        return false;
+    /* The end is mostly empty. */
+    while (size && bytes[size - 1] == 0)
+        size--;
+    bool written = !size || fwrite(bytes, 1, size, file) == size;
+
+    return fclose(file) == 0 && written && truncate(path, (off_t)world_file_size(world, which)) == 0;
+}

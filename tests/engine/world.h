@@ -63,6 +63,8 @@ void world_forget(struct world *world); /* what was recorded */
 void world_record(struct world *world, enum record_kind kind, uint64_t offset, const void *data, size_t size);
 void world_resize(struct world *world, uint64_t size); /* the image */
 void world_resize_file(struct world *world, enum format_file file, uint64_t size);
+/* A file of the world becomes a real one. */
+bool world_save(const struct world *world, enum format_file which, const char *path);
 unsigned char *world_bytes(const struct world *world, enum format_file file);
 uint64_t world_file_size(const struct world *world, enum format_file file);
 
