@@ -16,10 +16,6 @@
 
 #include "tests/engine/world.h"
 
-/* As ck_assert(), which costs a system call even when all is well. */
-#define ensure_msg(what, ...) ((what) ? (void)0 : ck_abort_msg(__VA_ARGS__))
-#define ensure(what) ensure_msg(what, "%s", #what)
-
 static uint64_t random_state = 1;
 static unsigned long cuts_made, cuts_shown, cuts_asked;
 static bool wide; /* actions reach all of the disk, not its first clusters alone */
@@ -578,11 +574,10 @@ int main(void)
         return 1;
     /* qemu-img wants the backing file to be there. */
     char path[64];
+    FILE *backing;
 
     snprintf(path, sizeof(path), "%s/b", folder);
-    FILE *backing = fopen(path, "wb");
-
-    if (!backing || fclose(backing) != 0 || truncate(path, 1 << 20) < 0)
+    if (!(backing = fopen(path, "wb")) || fclose(backing) != 0 || truncate(path, 1 << 20) < 0)
         return 1;
     tcase_set_timeout(cases, cuts_asked > 12000 ? 0 : 120);
     tcase_add_test(cases, crash_short);

@@ -14,10 +14,6 @@
 
 #define REFTABLE_FIELDS 48u /* in the header: offset and clusters of the refcount table, 12 bytes */
 
-/* As ck_assert(), which costs a system call even when all is well. */
-#define ensure_msg(what, ...) ((what) ? (void)0 : ck_abort_msg(__VA_ARGS__))
-#define ensure(what) ensure_msg(what, "%s", #what)
-
 static uint64_t random_state = 7;
 
 static uint64_t random_below(uint64_t limit)

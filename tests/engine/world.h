@@ -11,6 +11,10 @@
 
 #include "drivers/format/engine/qcow2.h"
 
+/* As ck_assert(), which costs a system call even when all is well. */
+#define ensure_msg(what, ...) ((what) ? (void)0 : ck_abort_msg(__VA_ARGS__))
+#define ensure(what) ensure_msg(what, "%s", #what)
+
 /* Ends the program, a test as well as a fuzzer. */
 #define must(condition) \
     ((condition) ? (void)0 : (fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition), abort()))
