@@ -33,16 +33,11 @@ struct loop_buffers {
     size_t bytes;
 };
 
-static size_t order_size(unsigned order)
-{
-    return (size_t)BUFFER_ALIGN << order;
-}
-
 /* Nobody is to touch a buffer that was given back, but for the link. */
 static void buffer_hide(struct idle_buffer *buffer, unsigned order)
 {
 #ifdef LOOP_BUFFER_ASAN
-    __asan_poison_memory_region(buffer + 1, order_size(order) - sizeof(*buffer));
+    __asan_poison_memory_region(buffer + 1, buffer_order_size(order) - sizeof(*buffer));
 #else
     (void)buffer;
     (void)order;
@@ -52,7 +47,7 @@ static void buffer_hide(struct idle_buffer *buffer, unsigned order)
 static void buffer_show(struct idle_buffer *buffer, unsigned order)
 {
 #ifdef LOOP_BUFFER_ASAN
-    __asan_unpoison_memory_region(buffer, order_size(order));
+    __asan_unpoison_memory_region(buffer, buffer_order_size(order));
 #else
     (void)buffer;
     (void)order;
@@ -72,7 +67,7 @@ static struct idle_buffer *buffers_pop(struct loop_buffers *buffers, unsigned or
         return NULL;
     buffer_show(buffer, order);
     buffers->idle[order] = buffer->next;
-    buffers->bytes -= order_size(order);
+    buffers->bytes -= buffer_order_size(order);
     return buffer;
 }
 
@@ -91,15 +86,15 @@ struct loop_buffer loop_buffer_take(size_t size)
 {
     struct loop_buffer buffer = {.order = LOOP_BUFFER_ORDERS};
 
-    if (size <= order_size(LOOP_BUFFER_ORDERS - 1))
-        buffer.order = size <= BUFFER_ALIGN ? 0 : 52u - (unsigned)__builtin_clzll(size - 1);
+    if (size <= buffer_order_size(LOOP_BUFFER_ORDERS - 1))
+        buffer.order = buffer_order(size);
     else if (size > SIZE_MAX - BUFFER_ALIGN)
         return buffer;
     else
         size = (size + BUFFER_ALIGN - 1) & ~(size_t)(BUFFER_ALIGN - 1);
     if (buffer.order < LOOP_BUFFER_ORDERS) {
         buffer.data = buffers_pop(loop_current()->buffers, buffer.order);
-        size = order_size(buffer.order);
+        size = buffer_order_size(buffer.order);
     }
     if (!buffer.data && posix_memalign(&buffer.data, BUFFER_ALIGN, size))
         buffer.data = NULL;
@@ -113,12 +108,12 @@ void loop_buffer_give(struct loop_buffer *buffer)
 
     if (!idle)
         return;
-    if (buffer->order == LOOP_BUFFER_ORDERS || order_size(buffer->order) > LOOP_BUFFER_IDLE - buffers->bytes) {
+    if (buffer->order == LOOP_BUFFER_ORDERS || buffer_order_size(buffer->order) > LOOP_BUFFER_IDLE - buffers->bytes) {
         free(idle);
         return;
     }
     idle->next = buffers->idle[buffer->order];
     buffers->idle[buffer->order] = idle;
-    buffers->bytes += order_size(buffer->order);
+    buffers->bytes += buffer_order_size(buffer->order);
     buffer_hide(idle, buffer->order);
 }

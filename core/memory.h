@@ -30,6 +30,17 @@ char *memory_format(const char *format, ...) __attribute__((format(printf, 1, 2)
  * no memory. Freed by free(). */
 void *buffer_alloc(size_t size);
 
+/* Who keeps buffers for the next one keeps them by order: BUFFER_ALIGN << order bytes. The least order for size. */
+static inline size_t buffer_order_size(unsigned order)
+{
+    return (size_t)BUFFER_ALIGN << order;
+}
+
+static inline unsigned buffer_order(size_t size)
+{
+    return size <= BUFFER_ALIGN ? 0 : 52u - (unsigned)__builtin_clzll(size - 1);
+}
+
 static inline void memory_free_cleanup(void *pointer)
 {
     free(*(void **)pointer);

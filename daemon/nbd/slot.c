@@ -10,16 +10,6 @@
 #include "daemon/nbd/connection.h"
 #include "daemon/nbd/export.h"
 
-static size_t order_size(unsigned order)
-{
-    return (size_t)BUFFER_ALIGN << order;
-}
-
-static unsigned buffer_order(size_t size)
-{
-    return size <= BUFFER_ALIGN ? 0 : 52u - (unsigned)__builtin_clzll(size - 1);
-}
-
 /* Frees idle memory, the largest pieces first, until size more bytes stay within the limit. */
 static void pool_make_room(struct nbd_pool *pool, size_t size, size_t limit)
 {
@@ -34,7 +24,7 @@ static void pool_make_room(struct nbd_pool *pool, size_t size, size_t limit)
             struct nbd_buffer *buffer = pool->free_buffers[order - 1];
 
             pool->free_buffers[order - 1] = buffer->next;
-            pool->idle -= order_size(order - 1);
+            pool->idle -= buffer_order_size(order - 1);
             free(buffer);
         } else {
             pool->free_chunks = chunk->next;
@@ -92,14 +82,14 @@ int nbd_slot_buffer(struct nbd_slot *slot, size_t size)
 
     if (likely(buffer != NULL)) {
         pool->free_buffers[order] = buffer->next;
-        pool->idle -= order_size(order);
+        pool->idle -= buffer_order_size(order);
     } else {
-        pool_make_room(pool, order_size(order), NBD_MEMORY_MAX);
-        buffer = buffer_alloc(order_size(order));
+        pool_make_room(pool, buffer_order_size(order), NBD_MEMORY_MAX);
+        buffer = buffer_alloc(buffer_order_size(order));
         if (!buffer)
             return -ENOMEM;
     }
-    pool->used += order_size(order);
+    pool->used += buffer_order_size(order);
     slot->buffer = buffer;
     slot->buffer_order = (uint8_t)order;
     return 0;
@@ -108,7 +98,7 @@ int nbd_slot_buffer(struct nbd_slot *slot, size_t size)
 static void slot_buffer_put(struct nbd_pool *pool, struct nbd_slot *slot)
 {
     struct nbd_buffer *buffer = take_ptr(&slot->buffer);
-    size_t size = order_size(slot->buffer_order);
+    size_t size = buffer_order_size(slot->buffer_order);
 
     buffer->next = pool->free_buffers[slot->buffer_order];
     pool->free_buffers[slot->buffer_order] = buffer;

@@ -20,6 +20,10 @@ class Reply:
         self.error, self.data, self.extents = error, data, extents or []
 
 
+class Refused(AssertionError):
+    """The server does not have the export, or does not give it."""
+
+
 class NbdClient:
     def __init__(self, address, timeout=30):
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -111,7 +115,8 @@ class NbdClient:
             replies = self.ask(SET_CONTEXT, self.context_data(name, "base:allocation"))
             assert [kind for kind, _ in replies] == [CONTEXT, ACK], replies
         replies = self.ask(GO, self.name_data(name))
-        assert replies[-1][0] == ACK, replies
+        if replies[-1][0] != ACK:
+            raise Refused(replies)
         for kind, data in replies:
             if kind == REP_INFO and data[:2] == b"\0\0":
                 self.size, self.flags = struct.unpack(">QH", data[2:])

@@ -211,7 +211,7 @@ class BadFrontEnds(programs.Program):
         for i in range(300):
             CHAINS["an empty buffer"](front)
             front.show(0)
-            time.sleep(i % 10 * 0.00002)
+            time.sleep(i % 10 * 0.00002)    # each time at another moment of what the queue does
             resets[i % 3](front)
             if select.select([front.broken], [], [], 0)[0]:
                 os.eventfd_read(front.broken)

@@ -125,23 +125,35 @@ static void die(struct guest *guest, struct world *world, const char *what)
     guest_drop(guest);
 }
 
+/* From the next call of the world on, the N-th fails. */
+static void fail_from_now(struct world *world, const struct fault *fault, uint64_t number)
+{
+    world->calls = 0;
+    world->fail_at = number;
+    world->fail_code = fault->code;
+    world->fail_for_ever = fault->for_ever;
+}
+
+static void layout_create(struct guest *guest, struct world *world, const struct qcow2_create_options *layout)
+{
+    struct qcow2_create_options options = *layout;
+
+    options.size = 80ull << options.cluster_bits;
+    world_init(world);
+    guest_create(guest, world, &options);
+}
+
 static bool fail_and_die(const struct qcow2_create_options *layout, const struct fault *fault, bool done,
                          uint64_t number)
 {
-    struct qcow2_create_options options = *layout;
     struct world world;
     struct guest guest;
     char what[128];
 
     snprintf(what, sizeof(what), "layout %d, call %lu %s%s", (int)(layout - layouts), (unsigned long)number,
              done ? "seems to fail" : "fails", fault->for_ever ? " for ever" : "");
-    options.size = 80ull << options.cluster_bits;
-    world_init(&world);
-    guest_create(&guest, &world, &options);
-    world.calls = 0;
-    world.fail_at = number;
-    world.fail_code = fault->code;
-    world.fail_for_ever = fault->for_ever;
+    layout_create(&guest, &world, layout);
+    fail_from_now(&world, fault, number);
     world.fail_done = done;
     work(&guest);
     bool reached = world.calls >= number;
@@ -163,6 +175,22 @@ START_TEST(every_call_fails_and_then_it_dies)
 }
 END_TEST
 
+/* A disk with something on it. */
+static void written_create(struct guest *guest, struct world *world, const struct qcow2_create_options *options)
+{
+    world_init(world);
+    guest_create(guest, world, options);
+    ck_assert_int_eq(guest_write(guest, 0, 8 * SECTOR), 0);
+}
+
+/* Makes it longer while the N-th call fails, or seems to; false if there are not so many. */
+static bool longer_fails(struct guest *guest, struct world *world, uint64_t number, bool done)
+{
+    fail_from_now(world, &faults[0], number);
+    world->fail_done = done;
+    return guest_resize(guest, 8 << 20) < 0;
+}
+
 /* The first thing that marks an image as dirty is that its disk becomes longer, and this fails. */
 START_TEST(dirty_mark_stays)
 {
@@ -176,13 +204,8 @@ START_TEST(dirty_mark_stays)
         char what[64];
 
         snprintf(what, sizeof(what), "call %lu fails", (unsigned long)number);
-        world_init(&world);
-        guest_create(&guest, &world, &options);
-        ck_assert_int_eq(guest_write(&guest, 0, 8 * SECTOR), 0);
-        world.calls = 0;
-        world.fail_at = number;
-        world.fail_done = _i;
-        reached = guest_resize(&guest, 8 << 20) < 0;
+        written_create(&guest, &world, &options);
+        reached = longer_fails(&guest, &world, number, _i);
         die(&guest, &world, what);
         world_destroy(&world);
     }
@@ -233,15 +256,10 @@ START_TEST(unpublished_table_is_nobodys)
         char what[64];
 
         snprintf(what, sizeof(what), "call %lu fails", (unsigned long)number);
-        world_init(&world);
-        guest_create(&guest, &world, &options);
-        ck_assert_int_eq(guest_write(&guest, 0, 8 * SECTOR), 0);
+        written_create(&guest, &world, &options);
         ck_assert_int_eq(guest_flush(&guest), 0);
         world.recording = true;
-        world.calls = 0;
-        world.fail_at = number;
-        world.fail_done = true;
-        reached = guest_resize(&guest, 8 << 20) < 0;
+        reached = longer_fails(&guest, &world, number, true);
         world.fail_at = 0;
         ck_assert_int_eq(guest_write(&guest, 1 << 19, 64 * SECTOR), 0);
         if (reached && put_first_header(&world)) {
@@ -264,20 +282,14 @@ END_TEST
 /* True if the N-th call failed, false if there are not so many. */
 static bool fail_at(const struct qcow2_create_options *layout, const struct fault *fault, bool memory, uint64_t number)
 {
-    struct qcow2_create_options options = *layout;
     struct world world;
     struct guest guest;
     char what[128];
 
     snprintf(what, sizeof(what), "layout %d, %s %lu fails with %d%s", (int)(layout - layouts),
              memory ? "allocation" : "call", (unsigned long)number, fault->code, fault->for_ever ? " for ever" : "");
-    options.size = 80ull << options.cluster_bits;
-    world_init(&world);
-    guest_create(&guest, &world, &options);
-    world.calls = 0;
-    world.fail_at = number;
-    world.fail_code = fault->code;
-    world.fail_for_ever = fault->for_ever;
+    layout_create(&guest, &world, layout);
+    fail_from_now(&world, fault, number);
     world.memory_fails = memory;
     unsigned failed = work(&guest);
     bool reached = world.calls >= number;

@@ -47,6 +47,8 @@ class GuestTest(programs.Program):
         options = [word for node in self.nodes for word in ("--blockdev", node)]
         self.daemon = self.serve("--object", "iothread,id=one", *options, "--export", ",".join(self.EXPORT))
 
+    # Seconds: long enough for the guest to find its disk gone while it has requests for it.
+    AWAY = 0.2
     EXPORT = ("type=vhost-user-blk", "id=vm", "node-name=disk", "writable=on", "addr.type=unix", "addr.path=vhost",
               "num-queues=4", "iothread=one")
 
@@ -92,6 +94,21 @@ class GuestTest(programs.Program):
         self.guest.run("sync; echo 3 > /proc/sys/vm/drop_caches; cat /tmp/sum-* | sha256sum -c -s")
         self.check_no_errors()
 
+    def come_and_go(self, ends):
+        """The daemon, ended in each of these ways, and its export, under load; and the machine is paused."""
+        for end in ends:
+            end()
+            time.sleep(self.AWAY)
+            self.start_daemon()
+            self.wait_for_load(2)
+        self.ask("block-export-del", "id=vm", "mode=hard")
+        time.sleep(self.AWAY)
+        self.ask("block-export-add", *self.EXPORT)
+        self.wait_for_load(2)
+        self.guest.qmp("stop")
+        self.guest.qmp("cont")
+        self.wait_for_load(2)
+
     def life(self):
         """The whole of it, on a disk of SIZE bytes."""
         guest = self.start_guest()
@@ -112,18 +129,7 @@ class GuestTest(programs.Program):
                   "conv=fsync 2>/dev/null")
 
         self.start_load()
-        for _ in range(3):
-            self.kill_daemon()
-            time.sleep(0.2)
-            self.start_daemon()
-            self.wait_for_load(2)
-        self.ask("block-export-del", "id=vm", "mode=hard")
-        time.sleep(0.2)
-        self.ask("block-export-add", *self.EXPORT)
-        self.wait_for_load(2)
-        guest.qmp("stop")
-        guest.qmp("cont")
-        self.wait_for_load(2)
+        self.come_and_go(3 * [self.kill_daemon])
         self.end_load()
         self.check_files()
 

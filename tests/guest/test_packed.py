@@ -2,7 +2,6 @@
 """A guest with packed rings: the daemon is killed, ends, and takes the export away and brings it back, all under load."""
 import os
 import sys
-import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -19,18 +18,7 @@ class Packed(_GuestTest):
         self.assertEqual(features[34], "1")     # VIRTIO_F_RING_PACKED
         self.make_files()
         self.start_load()
-        for end in (self.kill_daemon, lambda: self.end(self.daemon)):
-            end()
-            time.sleep(0.2)
-            self.start_daemon()
-            self.wait_for_load(2)
-        self.ask("block-export-del", "id=vm", "mode=hard")
-        time.sleep(0.2)
-        self.ask("block-export-add", *self.EXPORT)
-        self.wait_for_load(2)
-        guest.qmp("stop")
-        guest.qmp("cont")
-        self.wait_for_load(2)
+        self.come_and_go([self.kill_daemon, lambda: self.end(self.daemon)])
         self.end_load()
         self.check_files()
         guest.run("umount /mnt && /sbin/e2fsck -fn /dev/vda")

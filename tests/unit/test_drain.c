@@ -145,6 +145,7 @@ static struct loop *thread_begin(void)
     return iothread_get("t", NULL)->loop;
 }
 
+/* With time in between, in which the thread does what it can; no test needs it to have done anything. */
 static void turns(void)
 {
     for (unsigned i = 0; i < 10; i++) {
@@ -161,6 +162,7 @@ START_TEST(thread_ends_with_an_answer)
     thread_begin();
     grace_call(&one.call);
     turn(first);
+    /* If it takes longer, this is the next test. */
     usleep(20000);
     iothread_stop_all();
     turns();
